@@ -1,0 +1,104 @@
+"""The root of the project's one error tree, and the errors of interventions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ReftError(Exception):
+    """Anything this project raises on purpose.
+
+    `code` is stable and machine-readable; the message says what is wrong and what to do about it, and is safe
+    to show to the caller. `param` names the field of the request or file at fault, where there is one.
+    """
+
+    code: ClassVar[str] = "reft_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InterventionError(ReftError):
+    """An intervention set, its file or its name is at fault."""
+
+    code = "invalid_intervention"
+
+
+class InterventionFileError(InterventionError):
+    """The bytes are not an intervention file: truncated, a hostile header, not safetensors, no manifest."""
+
+    code = "invalid_intervention_file"
+
+
+class InterventionFileTooLargeError(InterventionError):
+    """The file, its header or its number of tensors exceeds a limit."""
+
+    code = "intervention_file_too_large"
+
+
+class InterventionManifestError(InterventionError):
+    """The manifest breaks the format: unknown formula, bad positions, missing tensors."""
+
+    code = "invalid_intervention_manifest"
+
+
+class InterventionShapeError(InterventionError):
+    """A tensor's shape or dtype disagrees with the manifest or with the base model."""
+
+    code = "invalid_intervention_shape"
+
+
+class InterventionValueError(InterventionError):
+    """A tensor holds NaN or infinity, or an R that is not orthonormal or has collapsed."""
+
+    code = "invalid_intervention_values"
+
+
+class InterventionBaseMismatchError(InterventionError):
+    """The set was trained for another base model."""
+
+    code = "intervention_base_mismatch"
+
+
+class InterventionSelfTestError(InterventionError):
+    """A trial forward pass showed that the edit does nothing, or touches rows that it must not touch."""
+
+    code = "intervention_self_test_failed"
+
+
+class UnsupportedComponentError(InterventionError):
+    """The model has no such component, or it can't be edited yet."""
+
+    code = "unsupported_component"
+
+
+class InvalidInterventionNameError(InterventionError):
+    """A name, version or reference that breaks the naming rules."""
+
+    code = "invalid_intervention_name"
+
+
+class InterventionNotFoundError(InterventionError):
+    """No such name, or no such version under it."""
+
+    code = "intervention_not_found"
+
+
+class InterventionConflictError(InterventionError):
+    """The store holds something else under that name, or another writer was first."""
+
+    code = "intervention_conflict"
+
+
+class StoreError(ReftError):
+    """The store's folder or its index can't be used."""
+
+    code = "store_error"
+
+
+class TrainingError(ReftError):
+    """Training can't start or go on: bad data, bad options, a loss that is not finite."""
+
+    code = "training_error"

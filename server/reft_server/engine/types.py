@@ -1,0 +1,161 @@
+"""What goes into the engine and what comes out: token ids, sampling, folded interventions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from reft_interventions.folded import FoldedSet
+from reft_server.errors import ReftError
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The resident base model, as the API and the validation of uploads need it."""
+
+    model_id: str
+    fingerprint: str
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request's tokens are chosen. `temperature` 0 is greedy.
+
+    Args:
+        top_k: keep the k likeliest tokens; 0 = all.
+        top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
+        seed: None draws one.
+        num_logprobs: None = no logprobs; 0 = the chosen token's; n = also the n likeliest. Taken from the raw
+            distribution, before temperature and truncation.
+        stop_token_ids: end the sequence; the token itself is reported with `is_stop_token`.
+        ignore_eos: the model's own EOS ids don't end the sequence.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    num_logprobs: int | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt to continue. `interventions` apply in order, already scaled (`FoldedSet.scaled`)."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    interventions: tuple[FoldedSet, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """One generated token, or the end of the sequence.
+
+    `token_id` is None only in a last event that carries no token (cancelled, error).
+    `is_stop_token` marks an EOS or stop token: counted, but not part of the text.
+    """
+
+    token_id: int | None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    finish_reason: FinishReason | None = None
+    is_stop_token: bool = False
+    error: ReftError | None = None
+
+
+@dataclass(frozen=True)
+class SelfTestSite:
+    """What a trial forward showed at one site."""
+
+    layer: int
+    component: str
+    num_edited_rows: int
+    delta_norm: float
+    residual_norm: float
+
+
+@dataclass(frozen=True)
+class SelfTestReport:
+    """The outcome of a trial forward: every edited row changed, every other row the same bit for bit."""
+
+    sites: tuple[SelfTestSite, ...]
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since start, and gauges now."""
+
+    num_requests_running: int = 0
+    num_requests_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_steps: int = 0
+    num_restarts: int = 0
+    num_finished: dict[str, int] = field(default_factory=dict)
+
+
+class TokenStream(Protocol):
+    """The outputs of one request. Iterating raises the request's `ReftError` if it fails."""
+
+    def __aiter__(self) -> AsyncIterator[list[TokenOutput]]:
+        """Yield the tokens of each step; the last output of the last list has a `finish_reason`."""
+        ...
+
+    def cancel(self) -> None:
+        """Give up: the sequence leaves the batch at the next step. Safe to call twice, and after the end."""
+        ...
+
+
+class Engine(Protocol):
+    """Token ids in, token ids out. Called from one asyncio event loop; runs in a thread of its own."""
+
+    @property
+    def model_info(self) -> ModelInfo: ...
+
+    @property
+    def is_ready(self) -> bool:
+        """The engine's thread is alive and takes requests."""
+        ...
+
+    def submit(self, request: GenerationRequest) -> TokenStream:
+        """Queue a request.
+
+        Raises:
+            InvalidRequestError: an id out of the vocabulary, an empty prompt, a sampling value out of range.
+            PromptTooLongError: it can never fit.
+            EngineOverloadedError: the queue is full.
+            EngineDeadError: the engine is not running.
+        """
+        ...
+
+    async def self_test(self, folded: FoldedSet) -> SelfTestReport:
+        """Try a set in a short forward pass between two steps.
+
+        Raises:
+            InterventionSelfTestError: a row that should change does not, or one that must not does.
+        """
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        """Fail what is waiting and running with `EngineDeadError`, and join the thread."""
+        ...

@@ -1,0 +1,104 @@
+"""Errors of the engine and the API; the root and those of interventions are in `reft_interventions.errors`."""
+
+from __future__ import annotations
+
+from reft_interventions.errors import ReftError
+
+__all__ = [
+    "AuthenticationError",
+    "ConfigurationError",
+    "EngineDeadError",
+    "EngineOverloadedError",
+    "EngineStepError",
+    "InvalidRequestError",
+    "ModelNotFoundError",
+    "ModelUnavailableError",
+    "PayloadTooLargeError",
+    "PromptTooLongError",
+    "ReftError",
+    "RequestTimeoutError",
+    "UnsupportedModelError",
+    "UnsupportedParameterError",
+]
+
+
+class ConfigurationError(ReftError):
+    """A setting is unknown, out of bounds or contradicts another."""
+
+    code = "configuration_error"
+
+
+class ModelUnavailableError(ReftError):
+    """The base model can't be found or fetched."""
+
+    code = "model_unavailable"
+
+
+class UnsupportedModelError(ReftError):
+    """The base model's architecture can't be served exactly."""
+
+    code = "unsupported_model"
+
+
+class InvalidRequestError(ReftError):
+    """A field of the request is missing, malformed, out of range or contradicts another."""
+
+    code = "invalid_request"
+
+
+class UnsupportedParameterError(InvalidRequestError):
+    """A field that exists in OpenAI's API and is not served here."""
+
+    code = "unsupported_parameter"
+
+
+class PromptTooLongError(InvalidRequestError):
+    """Prompt and `max_tokens` together can never fit the context window or the KV cache."""
+
+    code = "context_length_exceeded"
+
+
+class PayloadTooLargeError(ReftError):
+    """The request body exceeds the size limit."""
+
+    code = "payload_too_large"
+
+
+class AuthenticationError(ReftError):
+    """No API key, or a wrong one."""
+
+    code = "invalid_api_key"
+
+
+class ModelNotFoundError(ReftError):
+    """`model` names neither the base model nor an intervention."""
+
+    code = "model_not_found"
+
+
+class EngineOverloadedError(ReftError):
+    """The queue is full: try again after `retry_after_s`."""
+
+    code = "engine_overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineDeadError(ReftError):
+    """The engine is starting, stopped or crashed."""
+
+    code = "engine_unavailable"
+
+
+class EngineStepError(ReftError):
+    """This request made the forward pass fail; the others go on."""
+
+    code = "engine_step_failed"
+
+
+class RequestTimeoutError(ReftError):
+    """The request waited or ran longer than the limit."""
+
+    code = "request_timeout"
