@@ -1,0 +1,33 @@
+"""The engine's settings, built once by the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ModelPath = Literal["auto", "packed", "generic"]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Bounds of the engine.
+
+    Args:
+        max_num_seqs: sequences that run at once.
+        max_num_batched_tokens: tokens of one step; longer prompts are prefilled in chunks.
+        kv_cache_bytes: bound of the KV cache, bytes.
+        max_queue_len: waiting requests; one more is refused at once.
+        max_queue_time_s: a request that waits longer is refused, seconds.
+        max_model_len: context window, tokens; None = the model's own.
+        num_threads: torch's threads inside a step; None = one per core.
+        model_path: `packed` (our forward of the Llama shape), `generic` (transformers' modules), `auto` picks.
+    """
+
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 1024
+    kv_cache_bytes: int = 2 << 30
+    max_queue_len: int = 256
+    max_queue_time_s: float = 60.0
+    max_model_len: int | None = None
+    num_threads: int | None = None
+    model_path: ModelPath = "auto"
