@@ -1,0 +1,191 @@
+"""`POST /v1/chat/completions`: request, response and stream chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PlainValidator, StrictBool, model_validator
+
+from .base import Int, RequestModel, ResponseModel
+from .interventions import AppliedIntervention
+from .sampling import SamplingFields, Usage
+
+__all__ = [
+    "AssistantMessage",
+    "ChatChoice",
+    "ChatChunk",
+    "ChatChunkChoice",
+    "ChatCompletionRequest",
+    "ChatCompletionResponse",
+    "ChatDelta",
+    "ChatLogprobs",
+    "ChatMessage",
+    "TokenLogprob",
+    "TopLogprob",
+]
+
+
+def _check_content(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or any(not isinstance(part, dict) for part in value):
+        raise ValueError('must be a string or a list of {"type": "text", "text": ...} parts')
+    for part in value:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ValueError('only {"type": "text", "text": ...} parts are served')
+    return value
+
+
+ContentType = str | list[dict[str, Any]]
+ContentArgument = Annotated[ContentType, PlainValidator(_check_content, json_schema_input_type=ContentType)]
+
+
+class ChatMessage(RequestModel):
+    """One turn. Unknown fields (`name`, `refusal`, what an SDK echoes back) are kept; tool calls are refused."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: ContentArgument
+
+    @model_validator(mode="after")
+    def _no_tool_calls(self) -> ChatMessage:
+        for name in ("tool_calls", "function_call", "audio"):
+            if (self.model_extra or {}).get(name):
+                raise ValueError(f"{name} is not served")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The content as one string; parts are joined by a newline, as vLLM does."""
+        return self.content if isinstance(self.content, str) else "\n".join(part["text"] for part in self.content)
+
+
+_CHAT_UNSERVED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        **SamplingFields.unserved,
+        "add_generation_prompt": (True,),
+        "audio": (),
+        "chat_template": (),
+        "chat_template_kwargs": ({},),
+        "continue_final_message": (False,),
+        "documents": ([],),
+        "function_call": ("none",),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "prediction": (),
+        "tool_choice": ("none", "auto"),
+        "tools": ([],),
+        "web_search_options": (),
+    }
+)
+
+
+class ChatCompletionRequest(SamplingFields):
+    """Answer a conversation, rendered with the base model's own chat template.
+
+    Args:
+        max_tokens: OpenAI's older name of `max_completion_tokens`; None = as many as fit.
+        top_logprobs: how many of the likeliest tokens to list; needs `logprobs`.
+    """
+
+    unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = _CHAT_UNSERVED
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    max_tokens: Annotated[Int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
+    logprobs: StrictBool = False
+    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ChatCompletionRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens contradict each other")
+        return self
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The limit under either name; None = as many as fit."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class TopLogprob(ResponseModel):
+    """One candidate for a token's place; `bytes` is its UTF-8 form."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None = None
+
+
+class TokenLogprob(TopLogprob):
+    """A generated token and the likeliest candidates for its place."""
+
+    top_logprobs: tuple[TopLogprob, ...] = ()
+
+
+class ChatLogprobs(ResponseModel):
+    """One item per generated token."""
+
+    content: tuple[TokenLogprob, ...] | None = None
+
+
+class AssistantMessage(ResponseModel):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None = None
+
+
+class ChatChoice(ResponseModel):
+    """One whole answer."""
+
+    index: int = 0
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+class ChatCompletionResponse(ResponseModel):
+    """The whole answer. `intervention` says what really answered; None = the base model."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: tuple[ChatChoice, ...]
+    usage: Usage | None = None
+    intervention: tuple[AppliedIntervention, ...] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+
+
+class ChatDelta(ResponseModel):
+    """The next piece of an answer; the first one holds the role."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(ResponseModel):
+    """The next piece of one answer."""
+
+    index: int = 0
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+class ChatChunk(ResponseModel):
+    """One event of a stream; the last one may hold only `usage`."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: tuple[ChatChunkChoice, ...] = ()
+    usage: Usage | None = None
+    intervention: tuple[AppliedIntervention, ...] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None

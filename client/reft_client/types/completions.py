@@ -1,0 +1,91 @@
+"""`POST /v1/completions`: request, response and stream chunk."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator
+
+from .base import Int, ResponseModel
+from .interventions import AppliedIntervention
+from .sampling import SamplingFields, Usage
+
+__all__ = ["CompletionChoice", "CompletionChunk", "CompletionLogprobs", "CompletionRequest", "CompletionResponse"]
+
+MAX_PROMPTS = 1024
+
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_prompt(value: Any) -> Any:
+    if isinstance(value, str) or _is_token_ids(value):
+        return value
+    items = value if isinstance(value, list) else []
+    if len(items) > MAX_PROMPTS:
+        raise ValueError(f"at most {MAX_PROMPTS} prompts per request, got {len(items)}")
+    if items and (all(isinstance(item, str) for item in items) or all(_is_token_ids(item) for item in items)):
+        return items
+    raise ValueError("must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
+
+
+PromptType = str | list[str] | list[int] | list[list[int]]
+PromptArgument = Annotated[PromptType, PlainValidator(_check_prompt, json_schema_input_type=PromptType)]
+
+
+class CompletionRequest(SamplingFields):
+    """Continue one or several prompts.
+
+    Args:
+        logprobs: None = none; 0 = the chosen token's; k = also the k likeliest.
+    """
+
+    prompt: PromptArgument
+    max_tokens: Annotated[Int, Field(ge=1)] = 16
+    logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def prompts(self) -> tuple[str | list[int], ...]:
+        """`prompt` in one shape: texts or token ids, in order."""
+        if isinstance(self.prompt, str):
+            return (self.prompt,)
+        if isinstance(self.prompt[0], int):
+            return ([item for item in self.prompt if isinstance(item, int)],)
+        return tuple(item for item in self.prompt if not isinstance(item, int))
+
+
+class CompletionLogprobs(ResponseModel):
+    """Parallel lists, one item per generated token; `text_offset` counts characters from the answer's start."""
+
+    tokens: tuple[str, ...] = ()
+    token_logprobs: tuple[float | None, ...] = ()
+    top_logprobs: tuple[dict[str, float] | None, ...] | None = None
+    text_offset: tuple[int, ...] = ()
+
+
+class CompletionChoice(ResponseModel):
+    """One answer, or in a stream its next piece; choice `i * n + j` is answer j to prompt i."""
+
+    index: int = 0
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+
+
+class CompletionResponse(ResponseModel):
+    """The whole answer. `intervention` says what really answered; None = the base model."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: tuple[CompletionChoice, ...]
+    usage: Usage | None = None
+    intervention: tuple[AppliedIntervention, ...] | None = None
+
+
+class CompletionChunk(CompletionResponse):
+    """One event of a stream: the same shape, with pieces of text; the last one may hold only `usage`."""

@@ -1,0 +1,193 @@
+"""How a request names interventions, and what the server says about them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from .base import FiniteFloat, Int, ResponseModel
+
+__all__ = [
+    "AppliedIntervention",
+    "DeleteResponse",
+    "InterventionArgument",
+    "InterventionInfo",
+    "InterventionList",
+    "InterventionRef",
+    "InterventionUpload",
+    "SelfTestReport",
+    "SelfTestSite",
+    "VersionList",
+    "intervention_refs",
+]
+
+MAX_INTERVENTIONS_PER_REQUEST = 16
+
+
+class InterventionRef(BaseModel):
+    """One intervention of a request. `name` may carry the version: `name`, `name@3`, `name@sha256:<hex>`.
+
+    After validation `name` is bare, and a version that is a number is an int.
+
+    Args:
+        version: None = the newest.
+        scale: multiplies the edit's delta; 0 switches it off, -1 negates it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(strict=True, min_length=1, max_length=512)]
+    version: Annotated[int, Field(strict=True, ge=1)] | Annotated[str, Field(strict=True, min_length=1)] | None = None
+    scale: FiniteFloat = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_version(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        fields = {key: value for key, value in data.items() if value is not None}
+        name = fields.get("name")
+        if isinstance(name, str) and "@" in name:
+            bare, _, version = name.partition("@")
+            if not bare or not version:
+                raise ValueError(f"{name!r} is not an intervention; write name or name@version")
+            if str(fields.get("version", version)) != version:
+                raise ValueError(f"{name!r} and version {fields['version']!r} contradict each other")
+            fields |= {"name": bare, "version": version}
+        version = fields.get("version")
+        if isinstance(version, str) and version.isascii() and version.isdigit():
+            fields["version"] = int(version)
+        return fields
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
+
+def _check_intervention(value: Any) -> Any:
+    if value is None or isinstance(value, InterventionRef):
+        return value
+    if isinstance(value, str):
+        _check_ref({"name": value})
+        return value
+    if isinstance(value, dict):
+        return _check_ref(value)
+    if isinstance(value, list | tuple):
+        if len(value) > MAX_INTERVENTIONS_PER_REQUEST:
+            raise ValueError(f"at most {MAX_INTERVENTIONS_PER_REQUEST} interventions per request, got {len(value)}")
+        if any(not isinstance(item, str | dict | InterventionRef) for item in value):
+            raise ValueError("every item must be a name or an object with a name")
+        return [_check_intervention(item) for item in value]
+    raise ValueError("must be a name, an object with a name, or a list of these")
+
+
+def _check_ref(value: dict[str, Any]) -> InterventionRef:
+    try:
+        return InterventionRef.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{first['loc'][0]}: {message}" if first["loc"] else message) from error
+
+
+InterventionArgument = Annotated[
+    str | InterventionRef | list[str | InterventionRef] | None,
+    BeforeValidator(_check_intervention),
+]
+"""The `intervention` field: one or several, applied in order; None or an empty list = the base model."""
+
+
+def intervention_refs(value: str | InterventionRef | list[str | InterventionRef] | None) -> tuple[InterventionRef, ...]:
+    """The interventions that an `intervention` field names, in order, in one shape.
+
+    Raises:
+        pydantic.ValidationError: a name that can't be read.
+    """
+    if value is None:
+        return ()
+    items = value if isinstance(value, list) else [value]
+    return tuple(InterventionRef(name=item) if isinstance(item, str) else item for item in items)
+
+
+class AppliedIntervention(ResponseModel):
+    """An intervention that took part in an answer, as the server resolved it."""
+
+    name: str
+    version: int
+    content_hash: str
+    scale: float = 1.0
+
+
+class InterventionInfo(ResponseModel):
+    """One version of a stored intervention set.
+
+    Args:
+        content_hash: `sha256:<hex>` of the canonical manifest and tensors, computed by the server.
+        created: Unix time in seconds.
+        low_rank_dimension: the largest of its sites; None for formulas without one.
+        state: `loaded` = its folded tensors are in memory; `stored` = on disk, read at the next use.
+    """
+
+    object: Literal["intervention"] = "intervention"
+    name: str
+    version: int
+    content_hash: str
+    size_bytes: int
+    created: int
+    base_model: str
+    formulas: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    positions: tuple[str, ...] = ()
+    low_rank_dimension: int | None = None
+    num_parameters: int = 0
+    description: str = ""
+    license: str = ""
+    state: Literal["stored", "loaded"] = "stored"
+
+
+class SelfTestSite(ResponseModel):
+    """What a trial forward showed at one site; norms are means over the edited rows."""
+
+    layer: int
+    component: str
+    num_edited_rows: int
+    delta_norm: float
+    residual_norm: float
+
+
+class SelfTestReport(ResponseModel):
+    """The trial forward of an upload: every edited row changed, every other row the same bit for bit."""
+
+    sites: tuple[SelfTestSite, ...] = ()
+    duration_s: float = 0.0
+
+
+class InterventionUpload(InterventionInfo):
+    """The answer to an upload: the new version, and its self-test."""
+
+    self_test: SelfTestReport | None = None
+
+
+class InterventionList(ResponseModel):
+    """The newest version of every intervention."""
+
+    object: Literal["list"] = "list"
+    data: tuple[InterventionInfo, ...] = ()
+
+
+class VersionList(ResponseModel):
+    """Every version of one intervention, oldest first."""
+
+    object: Literal["list"] = "list"
+    name: str
+    data: tuple[InterventionInfo, ...] = ()
+
+
+class DeleteResponse(ResponseModel):
+    """What was deleted; `version` None = every version."""
+
+    object: Literal["intervention.deleted"] = "intervention.deleted"
+    name: str
+    version: Int | None = None
+    deleted: bool = True

@@ -1,0 +1,142 @@
+"""The fields that completions and chat completions share, and those of OpenAI and vLLM that are not served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, PlainValidator, StrictBool, StrictStr, model_validator
+
+from .base import FiniteFloat, Int, RequestModel, ResponseModel, TokenId
+from .interventions import InterventionArgument, InterventionRef, intervention_refs
+
+__all__ = ["PromptTokensDetails", "SamplingFields", "StreamOptions", "Usage"]
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_LENGTH = 1024
+
+_COMMON_UNSERVED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        # OpenAI's
+        "best_of": (1,),
+        "echo": (False,),
+        "frequency_penalty": (0,),
+        "logit_bias": ({},),
+        "presence_penalty": (0,),
+        "response_format": ({"type": "text"},),
+        "suffix": ("",),
+        # vLLM's
+        "add_special_tokens": (True,),
+        "allowed_token_ids": ([],),
+        "bad_words": ([],),
+        "guided_choice": (),
+        "guided_grammar": (),
+        "guided_json": (),
+        "guided_regex": (),
+        "include_stop_str_in_output": (False,),
+        "length_penalty": (1,),
+        "logits_processors": ([],),
+        "min_p": (0,),
+        "min_tokens": (0,),
+        "prompt_embeds": (),
+        "prompt_logprobs": (),
+        "repetition_penalty": (1,),
+        "skip_special_tokens": (True,),
+        "structured_outputs": (),
+        "truncate_prompt_tokens": (),
+        "use_beam_search": (False,),
+    }
+)
+
+
+def _check_stop(value: Any) -> Any:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or any(not isinstance(item, str) for item in items):
+        raise ValueError("must be a string or a list of strings")
+    if len(items) > MAX_STOP_STRINGS:
+        raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings, got {len(items)}")
+    if any(not item or len(item) > MAX_STOP_STRING_LENGTH for item in items):
+        raise ValueError(f"a stop string has 1 to {MAX_STOP_STRING_LENGTH} characters")
+    return value
+
+
+StopArgument = Annotated[str | list[str], PlainValidator(_check_stop, json_schema_input_type=str | list[str])]
+
+
+class StreamOptions(RequestModel):
+    """What a stream holds besides the tokens; `include_usage` adds a last chunk with the counts."""
+
+    include_usage: StrictBool = False
+
+
+class SamplingFields(RequestModel):
+    """How tokens are chosen and when the answer ends. Defaults are OpenAI's; `temperature` 0 is greedy.
+
+    Args:
+        model: the base model or an intervention's name; None = the base model.
+        top_k: -1 or 0 = off (vLLM's).
+        n: answers per prompt.
+        intervention: one or several, applied in order; None = the base model.
+        return_token_ids: also return the ids of prompt and answer (vLLM's).
+    """
+
+    unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = _COMMON_UNSERVED
+    """Fields that are not served, with the values under which they would change nothing."""
+
+    model: Annotated[StrictStr, Field(min_length=1, max_length=512)] | None = None
+    temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[Int, Field(ge=-1)] = 0
+    n: Annotated[Int, Field(ge=1, le=16)] = 1
+    seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopArgument | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
+    ignore_eos: StrictBool = False
+    stream: StrictBool = False
+    stream_options: StreamOptions | None = None
+    user: StrictStr | None = None
+    intervention: InterventionArgument = None
+    return_token_ids: StrictBool = False
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> SamplingFields:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream=true")
+        return self
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` in one shape."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def includes_usage(self) -> bool:
+        """The stream ends with a chunk of counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def intervention_refs(self) -> tuple[InterventionRef, ...]:
+        """`intervention` in one shape, in order."""
+        return intervention_refs(self.intervention)
+
+    def unserved_parameters(self) -> tuple[str, ...]:
+        """Names of the fields in this request that are not served and ask for something."""
+        extra = self.model_extra or {}
+        return tuple(name for name, neutral in self.unserved.items() if name in extra and extra[name] not in neutral)
+
+
+class PromptTokensDetails(ResponseModel):
+    """How much of the prompt came from the prefix cache."""
+
+    cached_tokens: int = 0
+
+
+class Usage(ResponseModel):
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
