@@ -1,0 +1,44 @@
+"""ReFT interventions: formulas, files, and how to run them on a plain transformers model."""
+
+from __future__ import annotations
+
+from .attach import SiteEdit, attach, hook_edits
+from .errors import InterventionError, ReftError
+from .file_format import FileLimits, dumps, load, loads, read_manifest, save
+from .folded import FoldedEdit, FoldedIntervention, FoldedSet
+from .formulas import FORMULAS, Formula
+from .intervention_set import InterventionSet
+from .manifest import BaseModelRef, InterventionSpec, Manifest
+from .model_tree import base_model_spec, decoder_layers, fingerprint, resolve_component
+from .positions import InterventionPositions
+from .validation import BaseModelSpec, validate_for_base
+
+__all__ = [
+    "FORMULAS",
+    "BaseModelRef",
+    "BaseModelSpec",
+    "FileLimits",
+    "FoldedEdit",
+    "FoldedIntervention",
+    "FoldedSet",
+    "Formula",
+    "InterventionError",
+    "InterventionPositions",
+    "InterventionSet",
+    "InterventionSpec",
+    "Manifest",
+    "ReftError",
+    "SiteEdit",
+    "attach",
+    "base_model_spec",
+    "decoder_layers",
+    "dumps",
+    "fingerprint",
+    "hook_edits",
+    "load",
+    "loads",
+    "read_manifest",
+    "resolve_component",
+    "save",
+    "validate_for_base",
+]

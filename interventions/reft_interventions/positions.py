@@ -16,7 +16,8 @@ Interval = tuple[int, int | None]
 
 ShortPromptRule = Literal["paper", "floor"]
 Part = Literal["both", "prefix", "suffix"]
-_STRING = re.compile(r"(?:f(?P<first>\d{1,6}))?(?:(?:^|\+)l(?P<last>\d{1,6}))?")
+_WHOLE = ("prompt", "all", "generated")
+_STRING = re.compile(r"f(?P<f>[0-9]{1,6})|l(?P<l>[0-9]{1,6})|f(?P<first>[0-9]{1,6})\+l(?P<last>[0-9]{1,6})")
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,20 @@ class InterventionPositions:
         if isinstance(self.spec, tuple):
             if not self.spec:
                 raise InterventionManifestError("explicit positions need at least one index", param="positions")
-        elif self.spec not in ("prompt", "all", "generated"):
-            first, last = self._first_last()
-            if first == 0 and last == 0:
-                raise InterventionManifestError(
-                    f"positions {self.spec!r} can't be read; use fN, lN, fN+lM, prompt, all, generated or indices",
-                    param="positions",
-                )
+        elif self.spec not in _WHOLE and self._first_last() == (0, 0):
+            raise InterventionManifestError(
+                f"positions {self.spec!r} can't be read; use fN, lN, fN+lM, prompt, all, generated or indices",
+                param="positions",
+            )
+        first, last = self._first_last()
+        if self.part != "both" and not (first and last):
+            raise InterventionManifestError(
+                f"part {self.part!r} needs positions fN+lM with N and M above 0, not {self.spec!r}", param="part"
+            )
+        if self.suffix_offset and not last:
+            raise InterventionManifestError(
+                f"suffix_offset needs positions with a suffix (lN or fN+lM), not {self.spec!r}", param="suffix_offset"
+            )
 
     @property
     def is_prompt_only(self) -> bool:
@@ -86,7 +94,25 @@ class InterventionPositions:
         match = _STRING.fullmatch(self.spec) if isinstance(self.spec, str) else None
         if match is None:
             return 0, 0
-        return int(match["first"] or 0), int(match["last"] or 0)
+        return int(match["f"] or match["first"] or 0), int(match["l"] or match["last"] or 0)
+
+    def may_overlap(self, other: InterventionPositions) -> bool:
+        """False only where no prompt length lets both edit one token: what one set may hold at one site."""
+        for one, two in ((self, other), (other, self)):
+            if one.is_prompt_only and two.spec == "generated":
+                return False
+            is_same_rule = (one.spec, one.suffix_offset, one.short_prompt) == (
+                two.spec,
+                two.suffix_offset,
+                two.short_prompt,
+            )
+            if is_same_rule and (one.part, two.part) == ("prefix", "suffix"):
+                return False
+            is_prefix, is_suffix = one._first_last()[1] == 0, two._first_last()[0] == 0
+            if one._first_last()[0] and is_prefix and two._first_last()[1] and is_suffix and not two.suffix_offset:
+                # floor(L/2) from the start and at most ceil(L/2) from the end never meet.
+                return False
+        return True
 
 
 def intersect(intervals: tuple[Interval, ...], start: int, end: int) -> list[int]:

@@ -1,0 +1,23 @@
+"""The formulas, one per module, by the id that a manifest names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from .addition import Addition
+from .base import Formula, Parameters
+from .consreft import Consreft
+from .direft import Direft
+from .lobireft import Lobireft
+from .loreft import Loreft
+from .nodireft import Nodireft
+from .noreft import Noreft
+from .scale_shift import ScaleShift
+
+__all__ = ["FORMULAS", "Formula", "Parameters"]
+
+_ALL: tuple[Formula, ...] = (
+    Loreft(), Noreft(), Consreft(), Lobireft(), Direft(), Nodireft(), Addition(), ScaleShift(),
+)  # fmt: skip
+FORMULAS: Mapping[str, Formula] = MappingProxyType({formula.id: formula for formula in _ALL})

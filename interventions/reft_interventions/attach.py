@@ -1,0 +1,170 @@
+"""Interventions on a plain transformers model through hooks: the slow reference, and what the trainer uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InterventionShapeError
+from .folded import FoldedIntervention, FoldedSet
+from .intervention_set import InterventionSet
+from .manifest import InterventionSpec
+from .model_tree import ComponentHook, decoder, decoder_layers, resolve_component
+from .positions import InterventionPositions
+from .token_positions import PositionTracker
+from .validation import check_fits
+
+RowFunction = Callable[[Tensor], Tensor]
+AnySet = InterventionSet | FoldedSet
+
+
+@dataclass(frozen=True)
+class SiteEdit:
+    """A function of the edited rows at one site.
+
+    `function` maps `[num_rows, hidden_size]` rows, in the residual's dtype, to their new values; it may hold live
+    parameters, gradients flow through.
+    """
+
+    layer: int
+    component: str
+    positions: InterventionPositions
+    function: RowFunction
+
+
+@contextmanager
+def attach(
+    model: nn.Module,
+    sets: AnySet | Sequence[AnySet | tuple[AnySet, float]],
+    *,
+    prompt_lengths: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Apply intervention sets to every forward pass and `generate` call of `model` inside the `with` block.
+
+    Every row of a batch is edited at the positions of its own prompt. Sets apply in the order given. This is the
+    reference that the engine is tested against, so an `InterventionSet` is run by its formulas, unfolded.
+
+    Args:
+        model: a transformers decoder; nothing of it is changed but hooks, which go when the block ends.
+        sets: one set, or a sequence of sets or `(set, scale)` pairs; the scale multiplies the delta.
+        prompt_lengths: tokens of each row's prompt, padding not counted; None = the tokens of the last forward pass
+            that began without a cache (`generate`'s first).
+
+    Raises:
+        InterventionShapeError: a set does not fit the model.
+        UnsupportedComponentError: the model has no such part.
+    """
+    pairs = [(sets, 1.0)] if isinstance(sets, InterventionSet | FoldedSet) else [_with_scale(entry) for entry in sets]
+    edits = [edit for one, scale in pairs for edit in site_edits(model, one, scale)]
+    with hook_edits(model, edits, prompt_lengths):
+        yield
+
+
+@contextmanager
+def hook_edits(
+    model: nn.Module, edits: Sequence[SiteEdit], prompt_lengths: Sequence[int] | None = None
+) -> Iterator[None]:
+    """Apply `edits`, in order, to every forward pass of `model` inside the `with` block.
+
+    Only the edited rows are gathered and put back; all others stay the same bit for bit. Padding, left or right, is
+    never edited: it is what the attention mask hides.
+
+    Args:
+        model: a transformers decoder.
+        edits: in order; those at one site compose.
+        prompt_lengths: as in `attach`; needed for teacher forcing and for prompts prefilled in chunks.
+
+    Raises:
+        UnsupportedComponentError: the model has no such part.
+    """
+    by_site: dict[tuple[int, str], list[SiteEdit]] = {}
+    for edit in edits:
+        by_site.setdefault((edit.layer, edit.component), []).append(edit)
+    inner = decoder(model)
+    tracker = PositionTracker(inner, prompt_lengths)
+    with ExitStack() as stack:
+        for (layer, component), site in by_site.items():
+            hook = resolve_component(model, layer, component)
+            stack.callback(_register(hook, site, tracker))
+        if by_site:
+            handle = inner.register_forward_pre_hook(tracker.observe, with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def site_edits(model: nn.Module, one: AnySet, scale: float = 1.0) -> list[SiteEdit]:
+    """The edits of one set with its weights on the model's device.
+
+    Raises:
+        InterventionShapeError: the set does not fit the model.
+    """
+    device = next(model.parameters()).device
+    if isinstance(one, FoldedSet):
+        moved = one.scaled(scale).to(device)
+        return [SiteEdit(i.layer, i.component, i.positions, _folded_function(i)) for i in moved.interventions]
+    config: Any = model.config
+    check_fits(one, int(config.get_text_config().hidden_size), len(decoder_layers(model)))
+    groups = [{name: tensor.to(device) for name, tensor in group.items()} for group in one.parameters]
+    return [
+        SiteEdit(
+            spec.layer,
+            spec.component,
+            spec.intervention_positions,
+            _formula_function(spec, groups[spec.parameters], scale),
+        )
+        for spec in one.manifest.interventions
+    ]
+
+
+def _with_scale(entry: AnySet | tuple[AnySet, float]) -> tuple[AnySet, float]:
+    return entry if isinstance(entry, tuple) else (entry, 1.0)
+
+
+def _folded_function(intervention: FoldedIntervention) -> RowFunction:
+    def edit(rows: Tensor) -> Tensor:
+        return rows + intervention.edit.delta(rows.to(torch.float32)).to(rows.dtype)
+
+    return edit
+
+
+def _formula_function(spec: InterventionSpec, parameters: Mapping[str, Tensor], scale: float) -> RowFunction:
+    formula = spec.formula_object
+
+    def edit(rows: Tensor) -> Tensor:
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        cast = {name: value.to(dtype) for name, value in parameters.items()}
+        delta = formula.delta(rows.to(dtype), cast, spec.act)
+        return rows + (delta if scale == 1.0 else delta * scale).to(rows.dtype)
+
+    return edit
+
+
+def _register(hook: ComponentHook, site: Sequence[SiteEdit], tracker: PositionTracker) -> Callable[[], None]:
+    def change(hidden: Tensor) -> Tensor:
+        for edit in site:
+            index = tracker.index(edit.positions, hidden)
+            if index is not None:
+                # Out of place: the original may be a residual that others read, or need its gradient.
+                hidden = hidden.index_put(index, edit.function(hidden[index]))
+        return hidden
+
+    def change_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        if "hidden_states" not in kwargs:
+            raise InterventionShapeError("a component was called without hidden states")
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    def change_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (change(output[0]), *output[1:])
+        return change(output)
+
+    if hook.is_input:
+        return hook.module.register_forward_pre_hook(change_input, with_kwargs=True).remove
+    return hook.module.register_forward_hook(change_output).remove

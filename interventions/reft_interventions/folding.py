@@ -1,0 +1,138 @@
+"""The concrete folded edits: what is left of a formula once its weights are known."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .activations import activate
+
+
+@dataclass(frozen=True, eq=False)
+class _TensorEdit:
+    """What every folded edit shares: its weights are its tensor fields, `[..., hidden_size]` float32."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by field name, absent ones left out."""
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in named if isinstance(value, Tensor)}
+
+    def to(self, device: torch.device) -> Self:
+        """A copy with every weight on `device`."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def digest(self) -> bytes:
+        """SHA-256 of the edit's kind, options and weights: equal digests mean equal behaviour."""
+        hasher = hashlib.sha256(type(self).__name__.encode())
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                hasher.update(f"|{field.name}:{tuple(value.shape)}:".encode())
+                hasher.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+            else:
+                hasher.update(f"|{field.name}={value!r}".encode())
+        return hasher.digest()
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankEdit(_TensorEdit):
+    """A low-rank formula with linear `act`.
+
+    Semantics:
+        delta = (rows @ down.T + bias) @ up
+
+    Args:
+        down: `[low_rank_dimension, hidden_size]`, float32.
+        bias: `[low_rank_dimension]`, float32.
+        up: `[low_rank_dimension, hidden_size]`, float32.
+
+    Source: Wu et al. 2024, arXiv:2404.03592, eq. 4, folded.
+    """
+
+    down: Tensor
+    bias: Tensor
+    up: Tensor
+
+    def delta(self, rows: Tensor) -> Tensor:
+        """What to add to `rows`; both `[num_rows, hidden_size]`, float32."""
+        return torch.addmm(self.bias, rows, self.down.T) @ self.up
+
+    def scaled(self, scale: float) -> LowRankEdit:
+        """The same edit with its delta multiplied by `scale`."""
+        return replace(self, up=self.up * scale)
+
+
+@dataclass(frozen=True, eq=False)
+class ActLowRankEdit(_TensorEdit):
+    """A low-rank formula with a nonlinear `act`, which keeps its two projections apart.
+
+    Semantics:
+        delta = (act(rows @ source.T + source_bias) - (rows @ target.T + target_bias)) @ up
+
+    Args:
+        source: `[low_rank_dimension, hidden_size]`, float32.
+        source_bias: `[low_rank_dimension]`, float32.
+        up: `[low_rank_dimension, hidden_size]`, float32.
+        act: a name in `ACTIVATIONS`.
+        target: what is subtracted, `[low_rank_dimension, hidden_size]`, float32; None when the formula subtracts
+            nothing (`direft`, `nodireft`).
+        target_bias: `[low_rank_dimension]`, float32; None = 0.
+    """
+
+    source: Tensor
+    source_bias: Tensor
+    up: Tensor
+    act: str
+    target: Tensor | None = None
+    target_bias: Tensor | None = None
+
+    def delta(self, rows: Tensor) -> Tensor:
+        """What to add to `rows`; both `[num_rows, hidden_size]`, float32."""
+        difference = activate(torch.addmm(self.source_bias, rows, self.source.T), self.act)
+        if self.target is not None:
+            difference = difference - rows @ self.target.T
+        if self.target_bias is not None:
+            difference = difference - self.target_bias
+        return difference @ self.up
+
+    def scaled(self, scale: float) -> ActLowRankEdit:
+        """The same edit with its delta multiplied by `scale`."""
+        return replace(self, up=self.up * scale)
+
+
+@dataclass(frozen=True, eq=False)
+class ElementwiseEdit(_TensorEdit):
+    """An edit without a low rank.
+
+    Semantics:
+        delta = rows * scale + shift - rows
+        delta = shift                       where scale is None
+
+    Args:
+        scale: `[hidden_size]`, float32, or None.
+        shift: `[hidden_size]`, float32.
+    """
+
+    scale: Tensor | None
+    shift: Tensor
+
+    def delta(self, rows: Tensor) -> Tensor:
+        """What to add to `rows`; both `[num_rows, hidden_size]`, float32."""
+        if self.scale is None:
+            return self.shift.expand_as(rows)
+        return torch.addcmul(self.shift, rows, self.scale - 1.0)
+
+    def scaled(self, scale: float) -> ElementwiseEdit:
+        """The same edit with its delta multiplied by `scale`: `a(h*s + t - h) = h*(1 + a(s - 1)) + a*t - h`."""
+        multiplier = None if self.scale is None else 1.0 + scale * (self.scale - 1.0)
+        return ElementwiseEdit(multiplier, self.shift * scale)

@@ -1,0 +1,38 @@
+"""ConsReFT: move a row, inside a low-rank orthonormal subspace, to a learned constant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from ..folded import FoldedEdit
+from ..folding import LowRankEdit
+from .base import Formula, Parameters, initial_rotation, to_float32
+
+
+class Consreft(Formula):
+    """`h + (s - hR)Rᵀ`, with R = `rotate_layer` orthonormal and s = `learned_source`.
+
+    Source: pyreft's `ConsreftIntervention`.
+    """
+
+    id = "consreft"
+    has_rotation = True
+
+    def parameter_shapes(self, hidden_size: int, low_rank_dimension: int) -> dict[str, tuple[int, ...]]:
+        return {"rotate_layer": (hidden_size, low_rank_dimension), "learned_source": (low_rank_dimension,)}
+
+    def initial_parameters(self, hidden_size: int, low_rank_dimension: int, generator: Generator) -> dict[str, Tensor]:
+        return {
+            "rotate_layer": initial_rotation(hidden_size, low_rank_dimension, generator),
+            "learned_source": torch.rand(low_rank_dimension, generator=generator),
+        }
+
+    def delta(self, rows: Tensor, parameters: Parameters, act: str = "linear") -> Tensor:  # noqa: ARG002
+        rotation = parameters["rotate_layer"]
+        return (parameters["learned_source"] - rows @ rotation) @ rotation.T
+
+    def fold(self, parameters: Parameters, act: str = "linear") -> FoldedEdit:  # noqa: ARG002
+        weights = to_float32(parameters)
+        transposed = weights["rotate_layer"].T.contiguous()  # [low_rank_dimension, hidden_size]
+        return LowRankEdit(-transposed, weights["learned_source"], transposed)

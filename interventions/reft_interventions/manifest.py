@@ -1,0 +1,197 @@
+"""The manifest of an intervention file: everything that running it needs, besides its tensors."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, NoReturn, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr, ValidationError, model_validator
+
+from .activations import Activation
+from .components import check_component
+from .errors import InterventionManifestError
+from .formulas import FORMULAS, Formula
+from .positions import InterventionPositions, Part, ShortPromptRule
+
+FORMAT_VERSION = 1
+_MAX_INTERVENTIONS = 4096
+_PositionIndex = Annotated[StrictInt, Field(ge=-(10**7), le=10**7)]
+_Text = Annotated[StrictStr, Field(max_length=4096)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BaseModelRef(_Strict):
+    """The base model that a set was trained for.
+
+    `fingerprint` is `model_tree.fingerprint`'s; empty when the trainer or importer did not know it.
+    """
+
+    id: _Text
+    fingerprint: Annotated[StrictStr, Field(max_length=128)] = ""
+    hidden_size: Annotated[StrictInt, Field(ge=1, le=1 << 20)]
+    num_layers: Annotated[StrictInt, Field(ge=1, le=1 << 14)]
+
+
+class InterventionSpec(_Strict):
+    """One intervention: a formula at a site, the tokens it edits, and the group of tensors it uses.
+
+    `parameters` = i names the tensors `sites.<i>.*`; two specs with the same i are tied. `low_rank_dimension` is 0 for
+    the formulas without one (`addition`, `scale_shift`).
+    """
+
+    layer: Annotated[StrictInt, Field(ge=0)]
+    component: StrictStr
+    formula: StrictStr
+    low_rank_dimension: Annotated[StrictInt, Field(ge=0)]
+    act: Activation = "linear"
+    positions: StrictStr | Annotated[tuple[_PositionIndex, ...], Field(max_length=4096)]
+    part: Part = "both"
+    suffix_offset: Annotated[StrictInt, Field(ge=0, le=10**6)] = 0
+    short_prompt: ShortPromptRule = "paper"
+    parameters: Annotated[StrictInt, Field(ge=0)]
+
+    @property
+    def intervention_positions(self) -> InterventionPositions:
+        """The rule that turns a prompt length into positions."""
+        return InterventionPositions(self.positions, self.part, self.suffix_offset, self.short_prompt)
+
+    @property
+    def formula_object(self) -> Formula:
+        """The formula that the id names."""
+        return FORMULAS[self.formula]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_component(self.component)
+        formula = FORMULAS.get(self.formula)
+        if formula is None:
+            _refuse(f"formula {self.formula!r} is unknown; use one of {', '.join(FORMULAS)}", "formula")
+        if formula.has_low_rank and self.low_rank_dimension == 0:
+            _refuse(f"formula {self.formula!r} needs a low_rank_dimension of 1 or more", "low_rank_dimension")
+        if not formula.has_low_rank and self.low_rank_dimension != 0:
+            _refuse(f"formula {self.formula!r} has no low rank: low_rank_dimension must be 0", "low_rank_dimension")
+        if not formula.has_act and self.act != "linear":
+            _refuse(f"formula {self.formula!r} has no activation: act must be 'linear'", "act")
+        _ = self.intervention_positions  # raises when the positions can't be read
+        return self
+
+
+class Manifest(_Strict):
+    """The manifest: the base model, the interventions in their order, and where the set comes from."""
+
+    format_version: StrictInt = FORMAT_VERSION
+    name: Annotated[StrictStr, Field(max_length=256)] = ""
+    description: _Text = ""
+    license: Annotated[StrictStr, Field(max_length=256)] = ""
+    base_model: BaseModelRef
+    interventions: Annotated[tuple[InterventionSpec, ...], Field(min_length=1, max_length=_MAX_INTERVENTIONS)]
+    prompt_template: Annotated[StrictStr, Field(max_length=1 << 16)] | None = None
+    training: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @property
+    def num_parameter_groups(self) -> int:
+        """How many groups of tensors `sites.<i>.*` the interventions use."""
+        return len({spec.parameters for spec in self.interventions})
+
+    @property
+    def parameter_groups(self) -> tuple[InterventionSpec, ...]:
+        """For each group of tensors the first intervention that uses it, which fixes its formula and shapes."""
+        first: dict[int, InterventionSpec] = {}
+        for spec in self.interventions:
+            first.setdefault(spec.parameters, spec)
+        return tuple(first[index] for index in sorted(first))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.format_version != FORMAT_VERSION:
+            _refuse(
+                f"format_version {self.format_version} is unknown, this release reads {FORMAT_VERSION}; "
+                "upgrade reft-serve or export the file again",
+                "format_version",
+            )
+        for index, spec in enumerate(self.interventions):
+            if spec.layer >= self.base_model.num_layers:
+                _refuse(f"layer {spec.layer} is outside the base model's {self.base_model.num_layers} layers", "layer")
+            if spec.low_rank_dimension > self.base_model.hidden_size:
+                _refuse(f"low_rank_dimension {spec.low_rank_dimension} exceeds hidden_size", "low_rank_dimension")
+            _check_overlap(spec, self.interventions[:index])
+        if {spec.parameters for spec in self.interventions} != set(range(self.num_parameter_groups)):
+            _refuse("the indices in `parameters` must be 0, 1, 2 … without a gap", "parameters")
+        groups = self.parameter_groups
+        for spec in self.interventions:
+            first = groups[spec.parameters]
+            if (spec.formula, spec.low_rank_dimension) != (first.formula, first.low_rank_dimension):
+                _refuse("interventions with tied parameters must share formula and low_rank_dimension", "parameters")
+        return self
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Manifest:
+        """Read a manifest from its JSON.
+
+        Raises:
+            InterventionManifestError: not JSON, NaN or a duplicate key inside, or against the format.
+            UnsupportedComponentError: an intervention at a component that is not served.
+        """
+        try:
+            return cls.model_validate(parse_json(text))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "manifest"
+            raise InterventionManifestError(f"the manifest's {where}: {first['msg']}", param=where) from error
+
+    def canonical_json(self) -> str:
+        """The manifest as JSON with sorted keys and no whitespace, ASCII only: the same text for equal manifests."""
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+        )
+
+
+def _check_overlap(spec: InterventionSpec, earlier: tuple[InterventionSpec, ...]) -> None:
+    for other in earlier:
+        if (other.layer, other.component) != (spec.layer, spec.component):
+            continue
+        if spec.intervention_positions.may_overlap(other.intervention_positions):
+            _refuse(
+                f"two interventions edit the same tokens at layer {spec.layer} {spec.component}; inside one set "
+                "give them different parts, or split them into two sets",
+                "interventions",
+            )
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Strict JSON: no duplicate keys, no NaN or infinity, no numbers that overflow, bounded nesting.
+
+    Raises:
+        InterventionManifestError: the text breaks a rule.
+    """
+    try:
+        return json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
+        )
+    except (ValueError, RecursionError) as error:
+        raise InterventionManifestError("this is not valid JSON, or it is nested too deeply") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise InterventionManifestError("a JSON object holds the same key twice")
+    return mapping
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise InterventionManifestError(f"{name} is not allowed in the JSON")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise InterventionManifestError("a number in the JSON is too large")
+    return value
+
+
+def _refuse(message: str, param: str) -> NoReturn:
+    raise InterventionManifestError(message, param=param)
