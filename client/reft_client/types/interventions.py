@@ -55,9 +55,9 @@ class InterventionRef(BaseModel):
             if str(fields.get("version", version)) != version:
                 raise ValueError(f"{name!r} and version {fields['version']!r} contradict each other")
             fields |= {"name": bare, "version": version}
-        version = fields.get("version")
-        if isinstance(version, str) and version.isascii() and version.isdigit():
-            fields["version"] = int(version)
+        number = fields.get("version")
+        if isinstance(number, str) and number.isascii() and number.isdigit():
+            fields["version"] = int(number)
         return fields
 
     def __str__(self) -> str:
