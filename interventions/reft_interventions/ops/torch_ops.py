@@ -1,0 +1,38 @@
+"""Edits of hidden rows in plain torch: the only place where a served intervention touches a hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from reft_interventions.folded import FoldedEdit
+
+
+@dataclass(frozen=True)
+class EditGroup:
+    """Rows of a step that share one edit. `rows` is `[num_edited]`, int64, without repeats."""
+
+    edit: FoldedEdit
+    rows: Tensor
+
+
+def apply_edits(hidden: Tensor, groups: Sequence[EditGroup]) -> None:
+    """Edit chosen rows of `hidden` in place, each with its own group's edit.
+
+    Semantics, for every group g and every t in g.rows:
+        hidden[t] += g.edit.delta(hidden[t])
+    The delta is computed in float32 and added in the dtype of `hidden`; rows in no group stay the same bit for bit.
+    Groups apply in order, so a row that is in two of them is edited twice, the second edit seeing the first's result.
+
+    Args:
+        hidden: `[num_tokens, hidden_size]`, model dtype.
+        groups: any number of groups, of any formulas and low-rank dimensions.
+
+    Source: Wu et al. 2024, arXiv:2404.03592, eq. 4, folded.
+    """
+    for group in groups:
+        rows = hidden.index_select(0, group.rows)  # [num_edited, hidden_size]
+        rows += group.edit.delta(rows.float()).to(hidden.dtype)
+        hidden.index_copy_(0, group.rows, rows)

@@ -1,0 +1,215 @@
+"""A step's chunks laid out as flat tensors: what a model path needs for one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from reft_interventions.folded import FoldedEdit, SiteKey
+from reft_interventions.ops import EditGroup, apply_edits
+
+from .kv_cache import Slab
+from .scheduler import ScheduledChunk
+from .sequence import Sequence
+
+
+class EditPlan:
+    """The edits of one step: for each site, passes of groups. A pass edits a row at most once."""
+
+    def __init__(self, passes: dict[SiteKey, list[list[EditGroup]]]) -> None:
+        self.passes = passes
+
+    @property
+    def sites(self) -> SequenceOf[SiteKey]:
+        """Sites where at least one row of this step is edited."""
+        return tuple(self.passes)
+
+    def apply(self, hidden: Tensor, layer: int, component: str) -> None:
+        """Edit `hidden` (`[num_tokens, hidden_size]`) in place; nothing runs at a site without edited rows."""
+        for groups in self.passes.get((layer, component), ()):
+            apply_edits(hidden, groups)
+
+
+NO_EDITS = EditPlan({})
+
+
+@dataclass(frozen=True)
+class DecodeGroup:
+    """Sequences of one slab that compute one token each; their tokens are `[start, end)` of the flat batch."""
+
+    slab: Slab
+    start: int
+    end: int
+    rows: Tensor  # [num_sequences], int64: rows of the slab
+    positions: Tensor  # [num_sequences], int64: where this step's K and V go
+    num_view_rows: int
+    max_length: int
+    lengths: Tensor  # [num_view_rows], int64: keys to attend to; 1 for rows that are not in this group
+
+    @property
+    def is_dense(self) -> bool:
+        """The group is exactly the first rows of the slab, in order: queries need no scatter."""
+        return self.end - self.start == self.num_view_rows
+
+    def mask(self, sliding_window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask `[num_view_rows, 1, 1, max_length]`; None when every key is visible to every row."""
+        return self._masks(sliding_window, dtype)
+
+    @cached_property
+    def _mask_cache(self) -> dict[tuple[int | None, torch.dtype], Tensor | None]:
+        return {}
+
+    def _masks(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        key = (window, dtype)
+        if key not in self._mask_cache:
+            index = torch.arange(self.max_length, device=self.lengths.device)
+            lengths = self.lengths[:, None]
+            hidden = index >= lengths
+            if window is not None:
+                hidden |= index < lengths - window
+            blank = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            mask = blank.masked_fill_(hidden, float("-inf"))[:, None, None] if bool(hidden.any()) else None
+            self._mask_cache[key] = mask
+        return self._mask_cache[key]
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Tokens `[start, end)` of the flat batch: positions `[first, first + end - start)` of one sequence."""
+
+    slab: Slab
+    row: int
+    start: int
+    end: int
+    first: int
+
+    @property
+    def last(self) -> int:
+        return self.first + self.end - self.start
+
+    def mask(self, sliding_window: int | None, device: torch.device) -> Tensor | None:
+        """Boolean mask `[num_tokens, last]`, True = visible; None when plain causal attention is meant."""
+        window = sliding_window if sliding_window is not None and sliding_window < self.last else None
+        if self.first == 0 and window is None:
+            return None
+        if window not in self._mask_cache:
+            keys = torch.arange(self.last, device=device)
+            queries = torch.arange(self.first, self.last, device=device)[:, None]
+            visible = keys <= queries
+            if window is not None:
+                visible &= keys > queries - window
+            self._mask_cache[window] = visible
+        return self._mask_cache[window]
+
+    @cached_property
+    def _mask_cache(self) -> dict[int | None, Tensor]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step: flat token ids and positions, where their K and V go, which rows are sampled and which edited.
+
+    Tokens of decoding sequences come first, grouped by slab and in the order of its rows; then prompts' chunks.
+    """
+
+    chunks: tuple[ScheduledChunk, ...]
+    input_ids: Tensor  # [num_tokens], int64
+    positions: Tensor  # [num_tokens], int64
+    decode_groups: tuple[DecodeGroup, ...]
+    prefill_chunks: tuple[PrefillChunk, ...]
+    sampled_rows: Tensor  # [num_sampled], int64: rows of the flat batch whose logits are needed
+    sampled_sequences: tuple[Sequence, ...]
+    edits: EditPlan
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[0]
+
+
+def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device) -> Batch:
+    """Lay chunks out as one flat batch. Every sequence has a slot."""
+    ordered = sorted(chunks, key=_layout_key)
+    input_ids: list[int] = []
+    positions: list[int] = []
+    sampled_rows: list[int] = []
+    decodes: dict[int, list[tuple[int, ScheduledChunk]]] = {}
+    prefills: list[PrefillChunk] = []
+    for chunk in ordered:
+        sequence, row = chunk.sequence, len(input_ids)
+        assert sequence.slot is not None  # the scheduler gave it one
+        end = chunk.start + chunk.num_tokens
+        input_ids += sequence.token_ids[chunk.start : end]
+        positions += range(chunk.start, end)
+        if chunk.is_last:
+            sampled_rows.append(len(input_ids) - 1)
+        if chunk.num_tokens == 1:
+            decodes.setdefault(id(sequence.slot.slab), []).append((row, chunk))
+        else:
+            slot = sequence.slot
+            prefills.append(PrefillChunk(slot.slab, slot.row, row, row + chunk.num_tokens, chunk.start))
+    return Batch(
+        chunks=tuple(ordered),
+        input_ids=torch.tensor(input_ids, device=device),
+        positions=torch.tensor(positions, device=device),
+        decode_groups=tuple(_decode_group(members, device) for members in decodes.values()),
+        prefill_chunks=tuple(prefills),
+        sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
+        sampled_sequences=tuple(chunk.sequence for chunk in ordered if chunk.is_last),
+        edits=_plan_edits(ordered, device),
+    )
+
+
+def _layout_key(chunk: ScheduledChunk) -> tuple[bool, int, int]:
+    slot = chunk.sequence.slot
+    assert slot is not None  # the scheduler gave it one
+    return chunk.num_tokens > 1, id(slot.slab), slot.row
+
+
+def _decode_group(members: list[tuple[int, ScheduledChunk]], device: torch.device) -> DecodeGroup:
+    slots = [chunk.sequence.slot for _, chunk in members]
+    rows = [slot.row for slot in slots if slot is not None]
+    slab = next(slot.slab for slot in slots if slot is not None)
+    starts = [chunk.start for _, chunk in members]
+    num_view_rows = max(rows) + 1
+    lengths = [1] * num_view_rows
+    for row, start in zip(rows, starts, strict=True):
+        lengths[row] = start + 1
+    first = members[0][0]
+    return DecodeGroup(
+        slab=slab,
+        start=first,
+        end=first + len(members),
+        rows=torch.tensor(rows, device=device),
+        positions=torch.tensor(starts, device=device),
+        num_view_rows=num_view_rows,
+        max_length=max(lengths),
+        lengths=torch.tensor(lengths, device=device),
+    )
+
+
+def _plan_edits(chunks: SequenceOf[ScheduledChunk], device: torch.device) -> EditPlan:
+    """Group edited rows by site, order within the sequence, and edit."""
+    grouped: dict[SiteKey, dict[tuple[int, int], tuple[FoldedEdit, list[int]]]] = {}
+    offset = 0
+    for chunk in chunks:
+        if chunk.sequence.has_edits_in(chunk.start):
+            for edit in chunk.sequence.edits:
+                rows = edit.rows(chunk.start, chunk.start + chunk.num_tokens)
+                if rows:
+                    group = grouped.setdefault(edit.site, {}).setdefault((edit.order, id(edit.edit)), (edit.edit, []))
+                    group[1].extend(offset - chunk.start + row for row in rows)
+        offset += chunk.num_tokens
+    if not grouped:
+        return NO_EDITS
+    passes: dict[SiteKey, list[list[EditGroup]]] = {}
+    for site, groups in grouped.items():
+        by_order: dict[int, list[EditGroup]] = {}
+        for (order, _), (folded_edit, rows) in groups.items():
+            by_order.setdefault(order, []).append(EditGroup(folded_edit, torch.tensor(rows, device=device)))
+        passes[site] = [by_order[order] for order in sorted(by_order)]
+    return EditPlan(passes)

@@ -1,0 +1,47 @@
+"""Checks at start: can this model be served exactly?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from reft_server.errors import UnsupportedModelError
+
+from .single import Model, run_alone
+
+_CHUNK_SIZES = (9, 14, 1)  # a first chunk, a later chunk, a decode step
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+_HALF_TOLERANCE = 5e-2
+
+
+def probe_token_ids(vocab_size: int) -> list[int]:
+    """A fixed made-up prompt."""
+    return [(6007 * i + 3) % vocab_size for i in range(sum(_CHUNK_SIZES))]
+
+
+@torch.inference_mode()
+def reference_logits(model: PreTrainedModel, vocab_size: int) -> Tensor:
+    """The plain model's logits over the probe prompt, `[num_tokens, vocab_size]`, before any path takes it over."""
+    input_ids = torch.tensor([probe_token_ids(vocab_size)], device=model.device)
+    logits: Tensor = model(input_ids=input_ids, use_cache=False).logits[0]
+    return logits.float()
+
+
+def check_exact(model: Model, reference: Tensor, vocab_size: int, name: str) -> None:
+    """Compare a model path, chunked and cached, with the plain model.
+
+    Raises:
+        UnsupportedModelError: the logits differ by more than the tolerance, relative to the spread of a row.
+    """
+    logits = run_alone(model, probe_token_ids(vocab_size), chunk_sizes=_CHUNK_SIZES).float()
+    ends = torch.tensor(_CHUNK_SIZES).cumsum(0) - 1
+    expected = reference[ends.to(reference.device)]
+    spread = (expected.amax(-1) - expected.amin(-1)).clamp_min(1e-6)
+    difference = ((logits - expected).abs().amax(-1) / spread).max().item()
+    tolerance = _TOLERANCE.get(model.kv_layout.dtype, _HALF_TOLERANCE)
+    if not difference <= tolerance:  # NaN fails too
+        raise UnsupportedModelError(
+            f"{name} can't be served exactly: its logits differ from transformers' own by {difference:.1e} of their "
+            f"spread (at most {tolerance:.0e} allowed)"
+        )

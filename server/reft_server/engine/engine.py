@@ -1,0 +1,256 @@
+"""The engine: a thread that steps one model over many sequences."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import torch
+
+from reft_interventions.folded import FoldedSet
+from reft_server.errors import EngineDeadError, EngineOverloadedError, EngineStepError, ReftError
+
+from .batch import build_batch
+from .kv_cache import KVCache
+from .sampler import SampledToken, sample
+from .scheduler import ScheduledChunk, Scheduler
+from .self_test import run_self_test
+from .sequence import Sequence
+from .settings import EngineSettings
+from .single import Model
+from .stream import QueueStream, publish
+from .types import EngineStats, FinishReason, GenerationRequest, ModelInfo, SelfTestReport, TokenOutput
+from .validation import validate_request
+
+logger = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """`Engine` in a thread of this process. The public methods are called from an event loop, the others from the thread.
+
+    Args:
+        model: a model path; only the engine's thread runs it once the engine has started.
+    """
+
+    def __init__(self, model: Model, model_info: ModelInfo, settings: EngineSettings) -> None:
+        self.model_info = model_info
+        self._model = model
+        self._settings = settings
+        self._wake = threading.Condition()
+        self._inbox: deque[Sequence] = deque()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._thread: threading.Thread | None = None
+        self._is_stopping = False
+        self._has_cancelled = False
+        self._outputs: dict[Sequence, list[TokenOutput]] = {}
+        self._counters: Counter[str] = Counter()
+        self._num_finished: Counter[str] = Counter()
+        self._reset()
+
+    # --- called from the event loop
+
+    @property
+    def is_ready(self) -> bool:
+        return self._thread is not None and self._thread.is_alive() and not self._is_stopping
+
+    def submit(self, request: GenerationRequest) -> QueueStream:
+        validate_request(request, self.model_info, self._kv_cache)
+        if not self.is_ready:
+            raise EngineDeadError("the engine is not running; try again once /ready answers 200")
+        stream = QueueStream(asyncio.get_running_loop(), self._on_cancel)
+        sequence = Sequence(request, stream)
+        with self._wake:
+            if len(self._inbox) + len(self._scheduler.waiting) >= self._settings.max_queue_len:
+                raise EngineOverloadedError(
+                    f"{self._settings.max_queue_len} requests are waiting already; try again in a moment"
+                )
+            self._inbox.append(sequence)
+            self._wake.notify()
+        return stream
+
+    async def self_test(self, folded: FoldedSet) -> SelfTestReport:
+        info = self.model_info
+        return await self._run_job(lambda: run_self_test(self._model, folded, info.vocab_size, info.max_model_len))
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_requests_running=len(self._scheduler.running),
+            num_requests_waiting=len(self._inbox) + len(self._scheduler.waiting),
+            kv_cache_usage=self._kv_cache.usage,
+            num_prompt_tokens=self._counters["prompt_tokens"],
+            num_generated_tokens=self._counters["generated_tokens"],
+            num_steps=self._counters["steps"],
+            num_restarts=self._counters["restarts"],
+            num_finished=dict(self._num_finished),
+        )
+
+    def start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="reft-engine", daemon=True)
+            self._thread.start()
+
+    async def stop(self) -> None:
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    async def _run_job(self, function: Callable[[], SelfTestReport]) -> SelfTestReport:
+        """Run a function in the engine's thread, between two steps."""
+        future: Future[SelfTestReport] = Future()
+
+        def job() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except Exception as error:  # noqa: BLE001 - handed to the waiting caller
+                    future.set_exception(error)
+
+        with self._wake:
+            if not self.is_ready:
+                raise EngineDeadError("the engine is not running; try again once /ready answers 200")
+            self._jobs.append(job)
+            self._wake.notify()
+        return await asyncio.wrap_future(future)
+
+    def _on_cancel(self) -> None:
+        with self._wake:
+            self._has_cancelled = True
+            self._wake.notify()
+
+    # --- the engine's thread
+
+    def _run(self) -> None:
+        """Step until stopped. A crash outside a request's own forward fails what is in flight, then starts afresh."""
+        if self._settings.num_threads is not None:
+            torch.set_num_threads(self._settings.num_threads)
+        while not self._is_stopping:
+            try:
+                while not self._is_stopping:
+                    if not self.step():
+                        self._wait_for_work()
+            except Exception:
+                logger.exception("engine crashed, restarting num_running=%d", len(self._scheduler.running))
+                self._counters["restarts"] += 1
+                self._fail_all(EngineDeadError("the engine failed and was restarted; send the request again"))
+        self._fail_all(EngineDeadError("the server is shutting down"))
+        for job in self._jobs:
+            job()
+
+    def step(self) -> bool:
+        """Schedule, run, sample and publish once; False when there was nothing to do."""
+        self._take_in()
+        chunks = self._scheduler.schedule()
+        if chunks:
+            self._execute(chunks)
+        elif self._scheduler.waiting:
+            raise RuntimeError("requests wait and none can run")
+        self._publish()
+        return bool(chunks)
+
+    def _wait_for_work(self) -> None:
+        with self._wake:
+            while not (self._inbox or self._jobs or self._has_cancelled or self._is_stopping):
+                self._wake.wait()
+
+    def _take_in(self) -> None:
+        """New requests, jobs, cancellations and queue-time limits."""
+        with self._wake:
+            arrived, jobs = list(self._inbox), list(self._jobs)
+            self._inbox.clear()
+            self._jobs.clear()
+            has_cancelled, self._has_cancelled = self._has_cancelled, False
+            for sequence in arrived:
+                self._scheduler.add(sequence)
+        for job in jobs:
+            job()
+        if has_cancelled:
+            for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+                if sequence.stream.is_cancelled:
+                    self._finish(sequence, "cancelled")
+        for sequence in self._scheduler.overdue():
+            limit = self._settings.max_queue_time_s
+            self._finish(sequence, "error", EngineOverloadedError(f"the request waited {limit:g} s in the queue"))
+
+    def _execute(self, chunks: list[ScheduledChunk]) -> None:
+        """Run chunks in one forward; if that fails, each alone, so that only the culprit fails."""
+        try:
+            batch = build_batch(chunks, self._model.kv_layout.device)
+            logits = self._model.forward(batch)
+            tokens = sample(logits, batch.sampled_sequences) if batch.sampled_sequences else []
+        except Exception as error:
+            if len(chunks) > 1:
+                logger.warning("step failed, running its %d sequences one by one error=%r", len(chunks), error)
+                for chunk in chunks:
+                    self._execute([chunk])
+                return
+            logger.exception("request failed request_id=%s", chunks[0].sequence.request.request_id)
+            message = "the forward pass failed for this request; the server's log has the reason"
+            self._finish(chunks[0].sequence, "error", EngineStepError(message))
+            return
+        self._counters["steps"] += 1
+        for chunk in chunks:
+            chunk.sequence.num_computed_tokens += chunk.num_tokens
+            if chunk.start < chunk.sequence.prompt_length:
+                self._counters["prompt_tokens"] += chunk.num_tokens
+        for sequence, token in zip(batch.sampled_sequences, tokens, strict=True):
+            self._append(sequence, token)
+
+    def _append(self, sequence: Sequence, token: SampledToken) -> None:
+        """Add a sampled token to its sequence, and end it if that was the last."""
+        if not token.is_finite:
+            message = "the logits of this request are not finite: its intervention overflows on this prompt"
+            self._finish(sequence, "error", EngineStepError(message))
+            return
+        sequence.token_ids.append(token.token_id)
+        self._counters["generated_tokens"] += 1
+        sampling = sequence.sampling
+        is_eos = token.token_id in self.model_info.eos_token_ids and not sampling.ignore_eos
+        is_stop_token = is_eos or token.token_id in sampling.stop_token_ids
+        reason: FinishReason | None = None
+        if is_stop_token:
+            reason = "stop"
+        elif sequence.num_generated_tokens >= sampling.max_tokens:
+            reason = "length"
+        output = TokenOutput(token.token_id, token.logprob, token.top_logprobs, reason, is_stop_token)
+        self._outputs.setdefault(sequence, []).append(output)
+        if reason is not None:
+            self._retire(sequence, reason)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: ReftError | None = None) -> None:
+        """End a sequence without a token."""
+        self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason=reason, error=error))
+        self._retire(sequence, reason)
+
+    def _retire(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._num_finished[reason] += 1
+        self._scheduler.finish(sequence)
+
+    def _publish(self) -> None:
+        outputs, self._outputs = self._outputs, {}
+        publish((sequence.stream, tokens) for sequence, tokens in outputs.items())
+
+    def _fail_all(self, error: ReftError) -> None:
+        """Fail everything in flight and start over with an empty cache."""
+        with self._wake:
+            sequences = [*self._scheduler.running, *self._scheduler.waiting, *self._inbox]
+            self._inbox.clear()
+            self._reset()
+        for sequence in sequences:
+            self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason="error", error=error))
+            self._num_finished["error"] += 1
+        self._publish()
+
+    def _reset(self) -> None:
+        self._kv_cache = KVCache(
+            self._model.kv_layout,
+            budget_bytes=self._settings.kv_cache_bytes,
+            max_rows=self._settings.max_num_seqs,
+            max_tokens=self.model_info.max_model_len,
+        )
+        self._scheduler = Scheduler(self._settings, self._kv_cache)

@@ -1,0 +1,156 @@
+"""KV cache of contiguous extents: one row of a slab per sequence, bounded in bytes.
+
+A slab holds rows of one capacity (64, 96, 128, 192, … tokens), so that the decoding sequences of a slab share one
+attention call over a plain view, without gathering the cache. Slabs are made on demand and dropped when empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_MIN_CAPACITY = 64
+_SLAB_SHARE = 4  # one slab takes at most this fraction of the budget, unless a single row needs more
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """Shape of one token's K and V, per layer: (num_kv_heads, key dimension, value dimension)."""
+
+    layers: tuple[tuple[int, int, int], ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(heads * (key + value) for heads, key, value in self.layers) * self.dtype.itemsize
+
+
+class Slab:
+    """K and V of `num_rows` sequences of up to `capacity` tokens: `[num_rows, num_kv_heads, capacity, dim]` a layer.
+
+    Memory starts as zeros, never as garbage: a masked position still meets `0 * value`, and NaN would survive it.
+    """
+
+    def __init__(self, layout: KVLayout, capacity: int, num_rows: int) -> None:
+        def zeros(heads: int, dim: int) -> Tensor:
+            return torch.zeros(num_rows, heads, capacity, dim, dtype=layout.dtype, device=layout.device)
+
+        self.capacity = capacity
+        self.num_rows = num_rows
+        self.keys = [zeros(heads, key) for heads, key, _ in layout.layers]
+        self.values = [zeros(heads, value) for heads, _, value in layout.layers]
+        self.num_bytes = layout.bytes_per_token * capacity * num_rows
+        self.free_rows = list(range(num_rows - 1, -1, -1))
+
+    @property
+    def num_live_rows(self) -> int:
+        return self.num_rows - len(self.free_rows)
+
+
+@dataclass(eq=False)
+class KVSlot:
+    """Where one sequence's K and V live."""
+
+    slab: Slab
+    row: int
+    is_free: bool = field(default=False, repr=False)
+
+    @property
+    def capacity(self) -> int:
+        return self.slab.capacity
+
+
+class KVCache:
+    """Hands out slots and never holds more than `budget_bytes`.
+
+    Args:
+        layout: shape of one token.
+        budget_bytes: bound over all slabs, bytes.
+        max_rows: rows of one slab; the number of sequences that run at once.
+        max_tokens: the longest sequence.
+    """
+
+    def __init__(self, layout: KVLayout, *, budget_bytes: int, max_rows: int, max_tokens: int) -> None:
+        self.layout = layout
+        self.budget_bytes = budget_bytes
+        self._max_rows = max_rows
+        self._capacities = _capacities(max_tokens)
+        self._slabs: list[Slab] = []
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all slabs, rows in use or not."""
+        return sum(slab.num_bytes for slab in self._slabs)
+
+    @property
+    def usage(self) -> float:
+        """Share of the budget that live sequences hold, 0 to 1."""
+        per_token = self.layout.bytes_per_token
+        live = sum(slab.num_live_rows * slab.capacity * per_token for slab in self._slabs)
+        return live / self.budget_bytes if self.budget_bytes else 0.0
+
+    def can_ever_fit(self, num_tokens: int) -> bool:
+        """Whether an otherwise empty cache has room for a sequence of `num_tokens`."""
+        return num_tokens <= self._capacities[-1] and self._row_bytes(num_tokens) <= self.budget_bytes
+
+    def allocate(self, num_tokens: int) -> KVSlot | None:
+        """A slot for at least `num_tokens` tokens, or None when the budget is used up."""
+        capacity = self._capacity_for(num_tokens)
+        for slab in self._slabs:
+            if slab.capacity == capacity and slab.free_rows:
+                return self._take(slab)
+        slab = self._new_slab(capacity)
+        return None if slab is None else self._take(slab)
+
+    def grow(self, slot: KVSlot, num_tokens: int, num_filled: int) -> KVSlot | None:
+        """Move a sequence to a larger slot, its first `num_filled` tokens with it; None when there is no room."""
+        larger = self.allocate(num_tokens)
+        if larger is None:
+            return None
+        for side in ("keys", "values"):
+            for old, new in zip(getattr(slot.slab, side), getattr(larger.slab, side), strict=True):
+                new[larger.row, :, :num_filled] = old[slot.row, :, :num_filled]
+        self.free(slot)
+        return larger
+
+    def free(self, slot: KVSlot) -> None:
+        """Give a slot back. Freeing twice is a bug of the caller."""
+        if slot.is_free:
+            raise RuntimeError("a KV slot was freed twice")
+        slot.is_free = True
+        slot.slab.free_rows.append(slot.row)
+        slot.slab.free_rows.sort(reverse=True)  # the lowest row is taken first: decode views stay short
+
+    def _take(self, slab: Slab) -> KVSlot:
+        return KVSlot(slab, slab.free_rows.pop())
+
+    def _new_slab(self, capacity: int) -> Slab | None:
+        row_bytes = self.layout.bytes_per_token * capacity
+        if self.num_bytes + row_bytes > self.budget_bytes:
+            self._slabs = [slab for slab in self._slabs if slab.num_live_rows]
+        room = (self.budget_bytes - self.num_bytes) // row_bytes
+        if room < 1:
+            return None
+        num_rows = max(1, min(self._max_rows, room, self.budget_bytes // _SLAB_SHARE // row_bytes))
+        slab = Slab(self.layout, capacity, num_rows)
+        self._slabs.append(slab)
+        return slab
+
+    def _capacity_for(self, num_tokens: int) -> int:
+        return next(capacity for capacity in self._capacities if capacity >= num_tokens)
+
+    def _row_bytes(self, num_tokens: int) -> int:
+        return self.layout.bytes_per_token * self._capacity_for(num_tokens)
+
+
+def _capacities(max_tokens: int) -> list[int]:
+    """64, 96, 128, 192, 256, … and `max_tokens` itself as the last."""
+    capacities: list[int] = []
+    size = _MIN_CAPACITY
+    while size < max_tokens:
+        capacities += [size, size * 3 // 2]
+        size *= 2
+    return [capacity for capacity in capacities if capacity < max_tokens] + [max_tokens]

@@ -1,0 +1,193 @@
+"""The packed model path: a compact forward of the Llama shape (Llama, SmolLM2, Mistral, Qwen2, Qwen3).
+
+The same frozen weights as transformers' modules, q/k/v and gate/up packed into one product each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .attention import attend
+from .batch import Batch
+from .kv_cache import KVLayout
+from .linear import Linear, make_linear
+
+_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+
+
+@dataclass(frozen=True)
+class _Norm:
+    weight: Tensor
+    epsilon: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return F.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
+
+
+@dataclass(frozen=True)
+class _PackedLayer:
+    input_norm: _Norm
+    qkv: Linear
+    query_norm: _Norm | None
+    key_norm: _Norm | None
+    attention_output: Linear
+    mlp_norm: _Norm
+    gate_up: Linear
+    down: Linear
+    sliding_window: int | None
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether the packed path knows this architecture in all its details."""
+    config = model.config
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    return (
+        config.model_type in _MODEL_TYPES
+        and getattr(config, "hidden_act", None) == "silu"
+        and rope_type in ("default", "linear", "llama3")
+        and getattr(config, "attention_dropout", 0.0) is not None
+    )
+
+
+class PackedModel:
+    """The Llama shape over packed weights. Takes the model over: its own linear weights are freed.
+
+    Args:
+        model: one that `can_pack` accepts.
+        max_model_len: rows of the rotary table.
+    """
+
+    def __init__(self, model: PreTrainedModel, max_model_len: int) -> None:
+        decoder: Any = model.model
+        config = model.config
+        attention = decoder.layers[0].self_attn
+        self._head_dim: int = attention.head_dim
+        self._num_heads: int = config.num_attention_heads
+        self._num_kv_heads: int = config.num_key_value_heads
+        self._scale: float = attention.scaling
+        self._rotary = _rotary_table(decoder.rotary_emb, max_model_len, model.dtype, model.device)
+        self._embedding: Tensor = decoder.embed_tokens.weight.detach()
+        self._layers = [self._pack(layer) for layer in decoder.layers]
+        self._norm = _norm(decoder.norm)
+        lm_head: Any = model.lm_head
+        self._lm_head = make_linear(lm_head.weight, lm_head.bias)
+        if lm_head.weight is not decoder.embed_tokens.weight:
+            _free(lm_head)
+        shape = (self._num_kv_heads, self._head_dim, self._head_dim)
+        self.kv_layout = KVLayout((shape,) * len(self._layers), model.dtype, model.device)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of the sampled rows, `[num_sampled, vocab_size]`, model dtype; K and V land in the cache."""
+        edit = batch.edits.apply
+        rotation = self._rotary.index_select(0, batch.positions)[:, None]  # [num_tokens, 1, head_dim / 2], complex
+        hidden = F.embedding(batch.input_ids, self._embedding)  # [num_tokens, hidden_size]
+        for index, layer in enumerate(self._layers):
+            edit(hidden, index, "block_input")
+            inputs = layer.input_norm(hidden)
+            edit(inputs, index, "attention_input")
+            attended = layer.attention_output(self._attend(batch, index, layer, inputs, rotation))
+            edit(attended, index, "attention_output")
+            hidden += attended
+            inputs = layer.mlp_norm(hidden)
+            edit(inputs, index, "mlp_input")
+            gate, up = layer.gate_up(inputs).chunk(2, dim=-1)
+            outputs = layer.down(F.silu(gate).mul_(up))
+            edit(outputs, index, "mlp_output")
+            hidden += outputs
+            edit(hidden, index, "block_output")
+        return self._lm_head(self._norm(hidden.index_select(0, batch.sampled_rows)))
+
+    def _attend(self, batch: Batch, index: int, layer: _PackedLayer, inputs: Tensor, rotation: Tensor) -> Tensor:
+        heads = layer.qkv(inputs).unflatten(-1, (-1, self._head_dim))  # [num_tokens, heads + 2 * kv_heads, head_dim]
+        num_rotated = self._num_heads + self._num_kv_heads
+        rotated, value = heads[:, :num_rotated], heads[:, num_rotated:]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = rotated.split((self._num_heads, self._num_kv_heads), dim=1)
+            rotated = torch.cat((layer.query_norm(query), layer.key_norm(key)), dim=1)
+        rotated = _rotate(rotated, rotation)
+        query, key = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
+        out = attend(batch, index, query, key, value, scale=self._scale, sliding_window=layer.sliding_window)
+        return out.flatten(1)
+
+    def _pack(self, layer: Any) -> _PackedLayer:
+        attention, mlp = layer.self_attn, layer.mlp
+        has_norms = hasattr(attention, "q_norm")
+        packed = _PackedLayer(
+            input_norm=_norm(layer.input_layernorm),
+            qkv=self._pack_qkv(attention),
+            query_norm=_norm(attention.q_norm, self._head_dim) if has_norms else None,
+            key_norm=_norm(attention.k_norm, self._head_dim) if has_norms else None,
+            attention_output=make_linear(attention.o_proj.weight, attention.o_proj.bias),
+            mlp_norm=_norm(layer.post_attention_layernorm),
+            gate_up=_pack_rows(mlp.gate_proj, mlp.up_proj),
+            down=make_linear(mlp.down_proj.weight, mlp.down_proj.bias),
+            sliding_window=_sliding_window(attention),
+        )
+        for module in (*attention.children(), *mlp.children()):
+            if isinstance(module, nn.Linear):
+                _free(module)
+        return packed
+
+    def _pack_qkv(self, attention: Any) -> Linear:
+        """q, k and v in one product; rows of q and k reordered so that each rotary pair is adjacent.
+
+        The scores q·k don't change, and one complex product rotates all heads.
+        """
+        weights, biases = [], []
+        for projection, is_rotated in ((attention.q_proj, True), (attention.k_proj, True), (attention.v_proj, False)):
+            order = _pair_order(projection.weight.shape[0], self._head_dim) if is_rotated else slice(None)
+            weights.append(projection.weight.detach()[order])
+            if projection.bias is not None:
+                biases.append(projection.bias.detach()[order])
+        return make_linear(torch.cat(weights), torch.cat(biases) if biases else None)
+
+
+def _pair_order(num_rows: int, head_dim: int) -> Tensor:
+    """Within each head: 0, half, 1, half + 1, …"""
+    pairs = torch.arange(head_dim).view(2, -1).t().flatten()
+    return (torch.arange(0, num_rows, head_dim)[:, None] + pairs).flatten()
+
+
+def _rotate(heads: Tensor, rotation: Tensor) -> Tensor:
+    """Rotary embedding of `[num_tokens, num_heads, head_dim]` whose pairs are adjacent, computed in float32."""
+    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(heads.dtype)
+
+
+def _rotary_table(rotary: Any, max_model_len: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """cos + i sin of every position, `[max_model_len, head_dim / 2]`, complex64, from the model's own module."""
+    positions = torch.arange(max_model_len, device=device)[None]
+    cos, sin = rotary(torch.zeros(1, dtype=dtype, device=device), positions)
+    half = cos.shape[-1] // 2
+    return torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())
+
+
+def _norm(module: Any, paired_head_dim: int | None = None) -> _Norm:
+    weight = module.weight.detach()
+    if paired_head_dim is not None:
+        weight = weight[_pair_order(paired_head_dim, paired_head_dim)]
+    return _Norm(weight, module.variance_epsilon)
+
+
+def _pack_rows(*projections: Any) -> Linear:
+    biases = [projection.bias.detach() for projection in projections if projection.bias is not None]
+    return make_linear(torch.cat([p.weight.detach() for p in projections]), torch.cat(biases) if biases else None)
+
+
+def _sliding_window(attention: Any) -> int | None:
+    window = getattr(attention, "sliding_window", None)
+    if window is None and attention.config.model_type == "mistral":
+        window = attention.config.sliding_window
+    return None if window is None else int(window)
+
+
+def _free(module: nn.Linear) -> None:
+    """Drop a weight that lives on in packed form, so that the base model is in memory once."""
+    module.weight = nn.Parameter(torch.empty(0), requires_grad=False)

@@ -1,0 +1,70 @@
+"""One sequence alone through a model path, outside the scheduler: for start-up checks and self-tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as SequenceOf
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from reft_interventions.folded import FoldedSet
+
+from .batch import Batch, EditPlan, build_batch
+from .kv_cache import KVCache, KVLayout
+from .scheduler import ScheduledChunk
+from .sequence import Sequence
+from .stream import NullStream
+from .types import GenerationRequest, SamplingParams
+
+
+class Model(Protocol):
+    """A model path: a frozen decoder that runs flat batches."""
+
+    kv_layout: KVLayout
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of the sampled rows, `[num_sampled, vocab_size]`; K and V land in the cache."""
+        ...
+
+
+def run_alone(
+    model: Model,
+    token_ids: SequenceOf[int],
+    *,
+    prompt_length: int | None = None,
+    interventions: tuple[FoldedSet, ...] = (),
+    chunk_sizes: SequenceOf[int] | None = None,
+    wrap_edits: Callable[[EditPlan], EditPlan] = lambda plan: plan,
+) -> Tensor:
+    """Logits after each chunk, `[num_chunks, vocab_size]`.
+
+    Args:
+        prompt_length: how many of `token_ids` are the prompt; None = all. Decides which positions are edited.
+        chunk_sizes: how the tokens are cut into steps; None = one step.
+        wrap_edits: replaces a step's edits, for instance by ones that are observed.
+    """
+    num_tokens = len(token_ids)
+    cache = KVCache(
+        model.kv_layout,
+        budget_bytes=model.kv_layout.bytes_per_token * max(2 * num_tokens, 256),
+        max_rows=1,
+        max_tokens=num_tokens,
+    )
+    request = GenerationRequest(
+        request_id="alone",
+        prompt_token_ids=tuple(token_ids[:prompt_length]),
+        sampling=SamplingParams(max_tokens=1, temperature=0.0),
+        interventions=interventions,
+    )
+    sequence = Sequence(request, NullStream())
+    sequence.slot = cache.allocate(num_tokens)
+    logits = []
+    start = 0
+    for size in chunk_sizes or (num_tokens,):
+        sequence.token_ids = list(token_ids[: start + size])
+        batch = build_batch([ScheduledChunk(sequence, start, size)], model.kv_layout.device)
+        logits.append(model.forward(replace(batch, edits=wrap_edits(batch.edits))))
+        start += size
+    return torch.cat(logits)

@@ -1,0 +1,79 @@
+"""Tokens on their way from the engine's thread to one waiting coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from reft_server.errors import ReftError
+
+from .types import TokenOutput
+
+
+class QueueStream:
+    """A `TokenStream` fed by the engine's thread through `deliver`, which runs on the event loop.
+
+    Args:
+        loop: the loop of the coroutine that reads.
+        on_cancel: wakes the engine, so that a cancelled sequence leaves at once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_cancel: Callable[[], None]) -> None:
+        self.loop = loop
+        self.is_cancelled = False
+        self._on_cancel = on_cancel
+        self._outputs: list[TokenOutput] = []
+        self._arrived = asyncio.Event()
+        self._is_finished = False
+
+    def deliver(self, outputs: list[TokenOutput]) -> None:
+        """Add outputs; called on the event loop only."""
+        self._outputs.extend(outputs)
+        self._arrived.set()
+
+    def cancel(self) -> None:
+        """Give up the request. Safe from any thread, any number of times."""
+        if not (self.is_cancelled or self._is_finished):
+            self.is_cancelled = True
+            self._on_cancel()
+
+    async def __aiter__(self) -> AsyncIterator[list[TokenOutput]]:
+        try:
+            while not self._is_finished:
+                await self._arrived.wait()
+                self._arrived.clear()
+                outputs, self._outputs = self._outputs, []
+                self._is_finished = outputs[-1].finish_reason is not None
+                error: ReftError | None = outputs[-1].error
+                tokens = [output for output in outputs if output.error is None]
+                if tokens:
+                    yield tokens
+                if error is not None:
+                    raise error
+        finally:
+            self.cancel()
+
+
+class NullStream:
+    """The stream of a sequence that nobody waits for."""
+
+    is_cancelled = False
+
+
+def publish(batches: Iterable[tuple[QueueStream | NullStream, list[TokenOutput]]]) -> None:
+    """Hand a step's outputs to their event loops, one wake-up per loop. Called from the engine's thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[QueueStream, list[TokenOutput]]]] = {}
+    for stream, outputs in batches:
+        if isinstance(stream, QueueStream):
+            by_loop.setdefault(stream.loop, []).append((stream, outputs))
+    for loop, deliveries in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_deliver, deliveries)
+        except RuntimeError:  # the loop was closed: nobody waits any more
+            for stream, _ in deliveries:
+                stream.cancel()
+
+
+def _deliver(deliveries: list[tuple[QueueStream, list[TokenOutput]]]) -> None:
+    for stream, outputs in deliveries:
+        stream.deliver(outputs)
