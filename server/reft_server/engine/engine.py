@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
-    """`Engine` in a thread of this process. The public methods are called from an event loop, the others from the thread.
+    """`Engine` in a thread of this process: public methods belong to an event loop, the others to that thread.
 
     Args:
         model: a model path; only the engine's thread runs it once the engine has started.

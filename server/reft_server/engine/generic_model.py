@@ -103,13 +103,13 @@ def _attention_function(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    _attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature: q, k, v `[1, heads, num_tokens, dim]` in, `[1, num_tokens, heads, dim]` out."""
+    """transformers' attention: q, k, v `[1, heads, num_tokens, dim]` in, `[1, num_tokens, heads, dim]` out."""
     unknown = sorted(name for name, setting in kwargs.items() if setting is not None and name not in _HARMLESS)
     if unknown:
         raise UnsupportedModelError(f"the model's attention uses {', '.join(unknown)}, which can't be served exactly")
@@ -143,7 +143,7 @@ def _input_hook(batch: Batch, layer: int, component: str) -> Any:
 
 
 def _output_hook(batch: Batch, layer: int, component: str) -> Any:
-    def hook(_: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def hook(_module: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         batch.edits.apply(hidden[0], layer, component)
 

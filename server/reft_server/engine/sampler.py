@@ -27,8 +27,8 @@ def sample(logits: Tensor, sequences: tuple[Sequence, ...]) -> list[SampledToken
     """Choose one token per row.
 
     Semantics: `temperature` 0 takes the largest logit, the lowest id among equals. Otherwise the distribution
-    softmax(logits / temperature), cut to `top_k` and then to the smallest set reaching `top_p`, is drawn from by inverting
-    its cumulative sum at the sequence's own next random number; a row's draw doesn't depend on the other rows.
+    softmax(logits / temperature), cut to `top_k` and then to the smallest set reaching `top_p`, is drawn from by
+    inverting its cumulative sum at the sequence's own next random number; a row's draw doesn't depend on the others.
 
     Args:
         logits: `[num_rows, vocab_size]`.

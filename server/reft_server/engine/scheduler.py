@@ -29,8 +29,8 @@ class ScheduledChunk:
 class Scheduler:
     """First come, first served; decodes first, then prompts in chunks, within a token budget per step.
 
-    A sequence gets KV room for its prompt and a little more, and grows. When there is no room to grow, the sequence that
-    came last gives its slot up and is recomputed later, so the first one always goes on: nothing starves.
+    A sequence gets KV room for its prompt and a little more, and grows. When there is no room to grow, the sequence
+    that came last gives its slot up and is recomputed later, so the first one always goes on: nothing starves.
     """
 
     def __init__(self, settings: EngineSettings, kv_cache: KVCache) -> None:

@@ -44,7 +44,7 @@ class Sequence:
         self.edits_generated = any(last is None for edit in self.edits for _, last in edit.intervals)
         self.num_computed_tokens = 0
         self.slot: KVSlot | None = None
-        self.random = random.Random(request.sampling.seed)  # noqa: S311 - sampling, not secrets
+        self.random = random.Random(request.sampling.seed)
         self.arrival_time_s = time.monotonic()
         self.finish_reason: FinishReason | None = None
 
