@@ -76,7 +76,10 @@ class AsyncInterventions:
 
 
 class AsyncReftClient:
-    """A client of one server for asyncio; arguments as in `ReftClient`. Use it in an `async with` block, or await `close`."""
+    """A client of one server for asyncio; arguments as in `ReftClient`.
+
+    Use it in an `async with` block, or await `close`.
+    """
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ __all__ = [
     "PermissionDeniedError",
     "RateLimitError",
     "ReftClientError",
+    "ServerUnreachableError",
     "ServiceUnavailableError",
     "StreamTruncatedError",
     "UnprocessableEntityError",
@@ -49,6 +50,10 @@ class InvalidArgumentError(ReftClientError, ValueError):
 
 class APIConnectionError(ReftClientError):
     """The server can't be reached, or the connection broke."""
+
+
+class ServerUnreachableError(APIConnectionError):
+    """No connection could be made: nothing was sent."""
 
 
 class APITimeoutError(APIConnectionError):
@@ -203,7 +208,7 @@ def error_from_transport(error: httpx.RequestError, url: str) -> APIConnectionEr
     """The typed error of an exchange that brought no response."""
     reason = str(error) or type(error).__name__
     if isinstance(error, httpx.ConnectError):
-        return APIConnectionError(f"can't reach {url}: {reason}")
+        return ServerUnreachableError(f"can't reach {url}: {reason}")
     if isinstance(error, httpx.TimeoutException):
         return APITimeoutError(f"{url} did not answer in time ({type(error).__name__})")
     return APIConnectionError(f"the connection to {url} broke: {reason}")

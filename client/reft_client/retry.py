@@ -37,5 +37,6 @@ class RetryPolicy:
         if num_retries >= self.max_retries:
             return None
         backoff_s = min(self.initial_delay_s * 2**num_retries, self.max_delay_s) * (0.5 + 0.5 * self.jitter())
-        delay_s = max(backoff_s, retry_after_s or 0.0)
-        return delay_s if elapsed_s + delay_s <= self.max_elapsed_s else None
+        if retry_after_s is not None:  # a little later than asked, so that those who were refused together spread out
+            backoff_s = max(backoff_s, retry_after_s + self.initial_delay_s * self.jitter())
+        return backoff_s if elapsed_s + backoff_s <= self.max_elapsed_s else None

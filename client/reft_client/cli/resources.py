@@ -1,0 +1,177 @@
+"""`reft interventions ...`, `reft models` and `reft health`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import InvalidArgumentError
+from ..sync_client import ReftClient
+from ..types import InterventionInfo, InterventionUpload
+from .terminal import Terminal, format_size, format_time
+
+__all__ = ["delete", "download", "health", "list_all", "models", "show", "upload", "versions"]
+
+
+def list_all(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+    """`reft interventions list`."""
+    answer = client.interventions.list()
+    if args.json:
+        terminal.json(answer)
+    elif answer.data:
+        _print_infos(answer.data, terminal)
+    else:
+        terminal.note("nothing is stored yet; `reft interventions upload FILE` adds one")
+    return 0
+
+
+def versions(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+    """`reft interventions versions`."""
+    answer = client.interventions.versions(args.name)
+    if args.json:
+        terminal.json(answer)
+    else:
+        _print_infos(answer.data, terminal)
+    return 0
+
+
+def show(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+    """`reft interventions show`."""
+    info = client.interventions.get(args.name)
+    if args.json:
+        terminal.json(info)
+    else:
+        terminal.table(("field", "value"), _details(info))
+    return 0
+
+
+def upload(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+    """`reft interventions upload`."""
+    with terminal.progress() as progress:
+        task = progress.add_task(args.file.name, total=None)
+        answer = client.interventions.upload(
+            args.file,
+            args.name,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if args.json:
+        terminal.json(answer)
+    else:
+        terminal.table(("field", "value"), [*_details(answer), *_self_test(answer)])
+        terminal.note(f'use it: reft complete "..." -i {answer.name}')
+    return 0
+
+
+def delete(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+    """`reft interventions delete`."""
+    if not args.yes:
+        if not terminal.stdin.isatty():
+            args.usage_error("there is no one to ask; add --yes to delete without asking")
+        what = args.name if "@" in args.name else f"every version of {args.name}"
+        if input(f"Delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+            terminal.note("nothing was deleted")
+            return 0
+    answer = client.interventions.delete(args.name)
+    if args.json:
+        terminal.json(answer)
+    else:
+        terminal.line(f"deleted {answer.name}{'' if answer.version is None else f'@{answer.version}'}")
+    return 0
+
+
+def download(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+    """`reft interventions download`."""
+    info = client.interventions.get(args.name)
+    path: Path = args.output or Path(f"{Path(info.name).name}.safetensors")
+    if path.exists() and not args.force:
+        raise InvalidArgumentError(f"{path} exists; choose another with -o, or add --force")
+    with terminal.progress() as progress:
+        task = progress.add_task(path.name, total=None)
+        client.interventions.download(
+            info.name,
+            path,
+            info.version,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total or None),
+        )
+    if args.json:
+        terminal.json(info)
+    else:
+        terminal.line(f"saved {info.name}@{info.version} as {path}")
+    return 0
+
+
+def models(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+    """`reft models`."""
+    answer = client.models()
+    if args.json:
+        terminal.json(answer)
+    else:
+        terminal.table(
+            ("id", "kind", "base model"),
+            [(card.id, "intervention" if card.parent else "base", card.parent or "") for card in answer.data],
+        )
+    return 0
+
+
+def health(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+    """`reft health`: fails when the server is up but takes no requests."""
+    client.health()
+    answer = client.ready()
+    if args.json:
+        terminal.json(answer)
+    else:
+        terminal.line(f"{client.base_url} is up and takes requests")
+    return 0
+
+
+def _print_infos(infos: Iterable[InterventionInfo], terminal: Terminal) -> None:
+    header = ("name", "version", "formula", "layers", "positions", "rank", "size", "created", "state")
+    rows = [
+        (
+            info.name,
+            str(info.version),
+            ",".join(info.formulas),
+            ",".join(map(str, info.layers)),
+            " ".join(info.positions),
+            "" if info.low_rank_dimension is None else str(info.low_rank_dimension),
+            format_size(info.size_bytes),
+            format_time(info.created),
+            info.state,
+        )
+        for info in infos
+    ]
+    terminal.table(header, rows)
+
+
+def _details(info: InterventionInfo) -> list[tuple[str, str]]:
+    return [
+        ("name", info.name),
+        ("version", str(info.version)),
+        ("content hash", info.content_hash),
+        ("description", info.description),
+        ("license", info.license),
+        ("base model", info.base_model),
+        ("formula", ", ".join(info.formulas)),
+        ("components", ", ".join(info.components)),
+        ("layers", ", ".join(map(str, info.layers))),
+        ("positions", ", ".join(info.positions)),
+        ("rank", "" if info.low_rank_dimension is None else str(info.low_rank_dimension)),
+        ("parameters", f"{info.num_parameters:,}"),
+        ("size", format_size(info.size_bytes)),
+        ("created", f"{format_time(info.created)} UTC"),
+        ("state", info.state),
+    ]
+
+
+def _self_test(answer: InterventionUpload) -> list[tuple[str, str]]:
+    if answer.self_test is None:
+        return []
+    return [
+        (
+            "self-test",
+            f"layer {site.layer} {site.component}: {site.num_edited_rows} rows edited, "
+            f"change {site.delta_norm:.3g} of norm {site.residual_norm:.3g}",
+        )
+        for site in answer.self_test.sites
+    ]
