@@ -124,9 +124,8 @@ def fingerprint(model: nn.Module) -> str:
 def _embedding(model: nn.Module) -> Tensor:
     inner = decoder(model)
     for name in ("embed_tokens", "wte", "embed_in"):
-        module = getattr(inner, name, None)
-        if isinstance(module, nn.Module) and isinstance(getattr(module, "weight", None), Tensor):
-            weight: Tensor = module.weight
+        weight = getattr(getattr(inner, name, None), "weight", None)
+        if isinstance(weight, Tensor):
             return weight
     raise UnsupportedComponentError(f"{type(model).__name__} has no token embedding that we know")
 

@@ -86,6 +86,7 @@ def _absolute_positions(mask: Any, num_rows: int, num_columns: int, num_past: in
         raise InterventionShapeError(
             f"the attention mask has shape {list(mask.shape)}, expected {[num_rows, num_past + num_columns]}"
         )
-    is_token = mask.to("cpu") != 0
+    is_token: Tensor = mask.to("cpu") != 0
     positions = is_token.to(torch.int64).cumsum(dim=1) - 1
-    return positions.masked_fill(~is_token, -1)[:, num_past:]
+    positions = positions.masked_fill(~is_token, -1)
+    return positions[:, num_past:]

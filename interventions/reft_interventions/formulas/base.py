@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
@@ -69,17 +70,17 @@ def to_float32(parameters: Parameters) -> dict[str, Tensor]:
 def initial_rotation(hidden_size: int, low_rank_dimension: int, generator: Generator) -> Tensor:
     """A random `[hidden_size, low_rank_dimension]` float32 matrix with orthonormal columns."""
     gaussian = torch.randn(hidden_size, low_rank_dimension, generator=generator, dtype=torch.float64)
-    rotation, _ = torch.linalg.qr(gaussian)
+    rotation: Tensor = torch.linalg.qr(gaussian).Q
     return rotation.to(torch.float32).contiguous()
 
 
 def initial_projection(hidden_size: int, low_rank_dimension: int, generator: Generator) -> Tensor:
     """A `[low_rank_dimension, hidden_size]` float32 matrix, uniform in ±1/sqrt(hidden_size) like `nn.Linear`'s."""
-    bound = hidden_size**-0.5
+    bound = 1 / math.sqrt(hidden_size)
     return (torch.rand(low_rank_dimension, hidden_size, generator=generator) * 2 - 1) * bound
 
 
 def initial_bias(hidden_size: int, low_rank_dimension: int, generator: Generator) -> Tensor:
     """A `[low_rank_dimension]` float32 vector, uniform in ±1/sqrt(hidden_size) like `nn.Linear`'s."""
-    bound = hidden_size**-0.5
+    bound = 1 / math.sqrt(hidden_size)
     return (torch.rand(low_rank_dimension, generator=generator) * 2 - 1) * bound

@@ -1,0 +1,151 @@
+"""Fixtures shared by every test: tiny random base models and intervention sets for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from reft_interventions import FORMULAS, BaseModelRef, InterventionSet, InterventionSpec, Manifest, base_model_spec
+
+TinyModel = Callable[..., PreTrainedModel]
+MakeSet = Callable[..., InterventionSet]
+
+_LLAMA_SHAPE: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+_GPT_SHAPE: dict[str, Any] = {"vocab_size": 128, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+_CONFIGS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "llama": {**_LLAMA_SHAPE, "tie_word_embeddings": True},
+        "mistral": {**_LLAMA_SHAPE, "sliding_window": 5, "head_dim": 16},
+        "qwen2": {**_LLAMA_SHAPE},
+        "qwen3": {**_LLAMA_SHAPE, "head_dim": 16},
+        "gemma2": {
+            **_LLAMA_SHAPE,
+            "head_dim": 8,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 10.0,
+        },
+        "gemma3_text": {**_LLAMA_SHAPE, "head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8},
+        "phi3": {**_LLAMA_SHAPE},
+        "gpt2": {**_GPT_SHAPE, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "n_inner": 64},
+        "gpt_neox": {
+            **_GPT_SHAPE,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 256,
+        },
+    }
+)
+ARCHITECTURES = tuple(_CONFIGS)
+
+
+def _build(arch: str, seed: int, **overrides: Any) -> PreTrainedModel:
+    config = AutoConfig.for_model(arch, **{**_CONFIGS[arch], **overrides})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            # Wider than the usual 0.02, and biases and norms not constant: greedy tokens then vary, and a
+            # forgotten bias or norm shows.
+            noise = torch.randn(parameter.shape) * (0.3 if parameter.ndim > 1 else 0.1)
+            parameter.data = noise if parameter.ndim > 1 else parameter.data + noise
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> TinyModel:
+    """`tiny_model(arch, seed=0, **config_overrides)`: a random decoder, float32, vocabulary 128; cached, frozen."""
+    built: dict[tuple[Any, ...], PreTrainedModel] = {}
+
+    def get(arch: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+        key = (arch, seed, *sorted((name, repr(value)) for name, value in overrides.items()))
+        if key not in built:
+            built[key] = _build(arch, seed, **overrides).requires_grad_(False)
+        return built[key]
+
+    return get
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Each architecture that `tiny_model` knows, in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def make_set() -> MakeSet:
+    """`make_set(model, spec, ..., seed=0, dtype=float32, strength=1.0, name="tiny", parameters=None)`.
+
+    Each spec is a dict of `InterventionSpec` fields; layer 1, `block_output`, `loreft`, rank 4, `f1+l1` and untied
+    parameters where it says nothing. Values are random and strong enough to change the tokens.
+    """
+
+    def make(
+        model: PreTrainedModel,
+        *specs: Mapping[str, Any],
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        strength: float = 1.0,
+        name: str = "tiny",
+    ) -> InterventionSet:
+        base = base_model_spec(model, "tiny")
+        completed = tuple(_complete_spec(spec, index) for index, spec in enumerate(specs or ({},)))
+        manifest = Manifest(
+            name=name,
+            base_model=BaseModelRef(
+                id="tiny", fingerprint=base.fingerprint, hidden_size=base.hidden_size, num_layers=base.num_layers
+            ),
+            interventions=completed,
+        )
+        generator = torch.Generator().manual_seed(seed)
+        groups = [_random_group(spec, base.hidden_size, generator, strength) for spec in manifest.parameter_groups]
+        return InterventionSet.create(
+            manifest, [{key: value.to(dtype) for key, value in group.items()} for group in groups]
+        )
+
+    return make
+
+
+def _complete_spec(spec: Mapping[str, Any], index: int) -> InterventionSpec:
+    formula = FORMULAS[spec.get("formula", "loreft")]
+    defaults = {
+        "layer": 1,
+        "component": "block_output",
+        "formula": formula.id,
+        "low_rank_dimension": 4 if formula.has_low_rank else 0,
+        "positions": "f1+l1",
+        "parameters": index,
+    }
+    return InterventionSpec(**{**defaults, **spec})
+
+
+def _random_group(
+    spec: InterventionSpec, hidden_size: int, generator: torch.Generator, strength: float
+) -> dict[str, torch.Tensor]:
+    group = FORMULAS[spec.formula].initial_parameters(hidden_size, spec.low_rank_dimension, generator)
+    for name, value in group.items():
+        if name != "rotate_layer":
+            group[name] = value + strength * torch.randn(value.shape, generator=generator) * 0.5
+    return group
