@@ -36,7 +36,8 @@ class RetryPolicy:
         """
         if num_retries >= self.max_retries:
             return None
-        backoff_s = min(self.initial_delay_s * 2**num_retries, self.max_delay_s) * (0.5 + 0.5 * self.jitter())
+        doubled_s = self.initial_delay_s * 2 ** min(num_retries, 64)  # an int beyond 2**1023 is no float
+        backoff_s = min(doubled_s, self.max_delay_s) * (0.5 + 0.5 * self.jitter())
         if retry_after_s is not None:  # a little later than asked, so that those who were refused together spread out
             backoff_s = max(backoff_s, retry_after_s + self.initial_delay_s * self.jitter())
         return backoff_s if elapsed_s + backoff_s <= self.max_elapsed_s else None
