@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from .errors import APIResponseValidationError, InvalidArgumentError
 from .options import ChatOptions, CompletionOptions, GenerationOptions, Messages, Prompt
@@ -46,11 +48,10 @@ class FileBody(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     def __init__(self, path: Path, on_progress: Progress | None) -> None:
         try:
-            self.num_bytes = path.stat().st_size
+            with path.open("rb") as file:
+                self.num_bytes = os.fstat(file.fileno()).st_size
         except OSError as error:
             raise InvalidArgumentError(f"can't read {path}: {error.strerror}") from error
-        if not path.is_file():
-            raise InvalidArgumentError(f"can't read {path}: not a file")
         self._path = path
         self._on_progress = on_progress
 
@@ -199,10 +200,17 @@ def _generation(path: str, answer: type[T], request: BaseModel, options: Generat
         "POST",
         path,
         answer,
-        body=request.model_dump_json(exclude_unset=True).encode(),
+        body=_encode(request),
         accept="text/event-stream" if issubclass(answer, CompletionChunk | ChatChunk) else "application/json",
         timeout_s=options.get("timeout_s"),
     )
+
+
+def _encode(request: BaseModel) -> bytes:
+    try:
+        return request.model_dump_json(exclude_unset=True).encode()
+    except PydanticSerializationError as error:  # only extra_body can hold what JSON has no form for
+        raise InvalidArgumentError(f"extra_body is not JSON: {error}") from error
 
 
 def upload(path: Path, name: str, on_progress: Progress | None) -> Call[InterventionUpload]:

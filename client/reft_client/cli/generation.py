@@ -29,7 +29,7 @@ def complete(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -
     if prompt is None or prompt == "-":
         if prompt is None and terminal.stdin.isatty():
             args.usage_error("give a prompt, or pipe one in")
-        prompt = terminal.stdin.read()
+        prompt = terminal.read()
     options: CompletionOptions = {}
     _add_sampling(options, args)
     if args.max_tokens is not None:
@@ -54,7 +54,7 @@ def chat(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> in
     messages = [ChatMessage(role="system", content=args.system)] if args.system else []
     if args.message is None and terminal.stdin.isatty():
         return _converse(args, client, terminal, messages)
-    content = terminal.stdin.read() if args.message in (None, "-") else args.message
+    content = terminal.read() if args.message in (None, "-") else args.message
     messages.append(ChatMessage(role="user", content=content))
     options = _chat_options(args)
     if not _wants_stream(args):

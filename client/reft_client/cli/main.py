@@ -55,4 +55,7 @@ def main(argv: Sequence[str] | None = None, *, transport: httpx.BaseTransport | 
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, terminal.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OSError as error:  # the disk is full, a file vanished: the server's troubles are typed above
+        terminal.note(f"reft: {error.filename or 'a local file'}: {error.strerror or error}")
+        return EXIT_ERROR
     return code

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import InvalidArgumentError
+
 __all__ = ["Terminal", "format_size", "format_time", "printable"]
 
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -51,6 +53,17 @@ class Terminal:
     def standard(cls) -> Terminal:
         """The process's own streams, as they are now."""
         return cls(sys.stdin, sys.stdout, sys.stderr)
+
+    def read(self) -> str:
+        """All of standard input.
+
+        Raises:
+            InvalidArgumentError: it is not text.
+        """
+        try:
+            return self.stdin.read()
+        except UnicodeDecodeError as error:
+            raise InvalidArgumentError(f"standard input is not {error.encoding} text") from error
 
     def write(self, text: str) -> None:
         """Write a piece of an answer at once."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["FiniteFloat", "Int", "RequestModel", "ResponseModel", "TokenId"]
+__all__ = ["FiniteFloat", "Int", "RequestModel", "ResponseModel", "Text", "TokenId", "check_text"]
 
 Int = Annotated[int, Field(strict=True)]
 """An integer; `true`, `1.0` and `"1"` are refused."""
@@ -15,6 +15,24 @@ FiniteFloat = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A number; booleans, strings, NaN and infinity are refused."""
 
 TokenId = Annotated[int, Field(strict=True, ge=0)]
+
+
+def check_text(value: str) -> str:
+    """Refuse half of a surrogate pair: JSON can hold it as an escape, no tokenizer and no UTF-8 can.
+
+    Raises:
+        ValueError: `value` is not text.
+    """
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"holds half of a surrogate pair at character {error.start}") from error
+    return value
+
+
+Text = Annotated[str, Field(strict=True), AfterValidator(check_text)]
+"""A string that has a UTF-8 form."""
 
 
 class RequestModel(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, StrictBool, model_validator
 
-from .base import Int, RequestModel, ResponseModel
+from .base import Int, RequestModel, ResponseModel, check_text
 from .interventions import AppliedIntervention
 from .sampling import SamplingFields, Usage
 
@@ -29,12 +29,13 @@ __all__ = [
 
 def _check_content(value: Any) -> Any:
     if isinstance(value, str):
-        return value
+        return check_text(value)
     if not isinstance(value, list) or any(not isinstance(part, dict) for part in value):
         raise ValueError('must be a string or a list of {"type": "text", "text": ...} parts')
     for part in value:
         if part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise ValueError('only {"type": "text", "text": ...} parts are served')
+        check_text(part["text"])
     return value
 
 

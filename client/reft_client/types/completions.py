@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
-from .base import Int, ResponseModel
+from .base import Int, ResponseModel, check_text
 from .interventions import AppliedIntervention
 from .sampling import SamplingFields, Usage
 
@@ -20,12 +20,16 @@ def _is_token_ids(value: Any) -> bool:
 
 
 def _check_prompt(value: Any) -> Any:
-    if isinstance(value, str) or _is_token_ids(value):
+    if isinstance(value, str):
+        return check_text(value)
+    if _is_token_ids(value):
         return value
     items = value if isinstance(value, list) else []
     if len(items) > MAX_PROMPTS:
         raise ValueError(f"at most {MAX_PROMPTS} prompts per request, got {len(items)}")
-    if items and (all(isinstance(item, str) for item in items) or all(_is_token_ids(item) for item in items)):
+    if items and all(isinstance(item, str) for item in items):
+        return [check_text(item) for item in items]
+    if items and all(_is_token_ids(item) for item in items):
         return items
     raise ValueError("must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from .base import FiniteFloat, Int, ResponseModel
+from .base import FiniteFloat, Int, ResponseModel, Text
 
 __all__ = [
     "AppliedIntervention",
@@ -37,8 +37,10 @@ class InterventionRef(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(strict=True, min_length=1, max_length=512)]
-    version: Annotated[int, Field(strict=True, ge=1)] | Annotated[str, Field(strict=True, min_length=1)] | None = None
+    name: Annotated[Text, Field(min_length=1, max_length=512)]
+    version: Annotated[int, Field(strict=True, ge=1)] | Annotated[Text, Field(min_length=1, max_length=512)] | None = (
+        None
+    )
     scale: FiniteFloat = 1.0
 
     @model_validator(mode="before")

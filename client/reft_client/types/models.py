@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictStr, model_validator
+from pydantic import Field, StrictBool, model_validator
 
-from .base import RequestModel, ResponseModel, TokenId
+from .base import RequestModel, ResponseModel, Text, TokenId
 from .chat import ChatMessage
 
 __all__ = [
@@ -58,8 +58,8 @@ class VersionInfo(ResponseModel):
 class TokenizeRequest(RequestModel):
     """Turn a prompt, or messages through the chat template, into token ids."""
 
-    model: StrictStr | None = None
-    prompt: StrictStr | None = None
+    model: Text | None = None
+    prompt: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     add_special_tokens: StrictBool = True
 
@@ -81,7 +81,7 @@ class TokenizeResponse(ResponseModel):
 class DetokenizeRequest(RequestModel):
     """Turn token ids into text."""
 
-    model: StrictStr | None = None
+    model: Text | None = None
     tokens: list[TokenId]
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PlainValidator, StrictBool, StrictStr, model_validator
+from pydantic import Field, PlainValidator, StrictBool, model_validator
 
-from .base import FiniteFloat, Int, RequestModel, ResponseModel, TokenId
+from .base import FiniteFloat, Int, RequestModel, ResponseModel, Text, TokenId, check_text
 from .interventions import InterventionArgument, InterventionRef, intervention_refs
 
 __all__ = ["PromptTokensDetails", "SamplingFields", "StreamOptions", "Usage"]
@@ -58,6 +58,8 @@ def _check_stop(value: Any) -> Any:
         raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings, got {len(items)}")
     if any(not item or len(item) > MAX_STOP_STRING_LENGTH for item in items):
         raise ValueError(f"a stop string has 1 to {MAX_STOP_STRING_LENGTH} characters")
+    for item in items:
+        check_text(item)
     return value
 
 
@@ -84,7 +86,7 @@ class SamplingFields(RequestModel):
     unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = _COMMON_UNSERVED
     """Fields that are not served, with the values under which they would change nothing."""
 
-    model: Annotated[StrictStr, Field(min_length=1, max_length=512)] | None = None
+    model: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
     temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[Int, Field(ge=-1)] = 0
@@ -95,7 +97,7 @@ class SamplingFields(RequestModel):
     ignore_eos: StrictBool = False
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    user: StrictStr | None = None
+    user: Text | None = None
     intervention: InterventionArgument = None
     return_token_ids: StrictBool = False
 

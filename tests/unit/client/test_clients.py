@@ -117,6 +117,7 @@ def test_extra_body_is_sent_as_it_is(make_client: MakeClient) -> None:
         ({"tempreature": 1}, "unknown argument 'tempreature'"),
         ({"intervention": "a@"}, "intervention"),
         ({"stop": [1]}, "stop"),
+        ({"extra_body": {"a": object()}}, "extra_body is not JSON"),
     ],
 )
 def test_bad_argument_is_refused_before_sending(make_client: MakeClient, options: Any, message: str) -> None:
