@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -52,6 +53,8 @@ class _ObservedEdits(EditPlan):
         seen.residual_norm = float(before[is_edited].float().norm(dim=-1).mean())
         if not torch.isfinite(hidden).all():
             seen.problems.append("gives NaN or infinity")
+        elif not math.isfinite(seen.delta_norm):
+            seen.problems.append("is so large that its norm overflows")
         if bool((changed & ~is_edited).any()):
             seen.problems.append("changes rows that it must not touch")
         if not bool(changed[is_edited].any()):

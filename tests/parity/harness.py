@@ -1,0 +1,106 @@
+"""The engine against the slow reference: one request alone, hooks on a plain transformers model, greedy, float32.
+
+The comparison's rule: tokens are equal, except from a step on where the reference's own two best logits are closer
+than the tolerance, relative to the row's spread. Such ties are counted, and more than 1% of requests fail a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from reft_interventions import InterventionSet, attach
+from reft_server.engine import GenerationRequest, LocalEngine, SamplingParams
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The reference's greedy tokens, and how far apart its two best logits were at each."""
+
+    token_ids: list[int]
+    margins: list[float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt, the sets applied to it in order with their scales, and how many tokens to generate."""
+
+    prompt: tuple[int, ...]
+    sets: tuple[tuple[InterventionSet, float], ...] = ()
+    max_tokens: int = 8
+
+
+@dataclass
+class Comparison:
+    """Compares engine outputs with references and counts ties."""
+
+    num_compared: int = 0
+    num_ties: int = 0
+    differences: list[str] = field(default_factory=list)
+
+    def check(self, case: Case, got: list[int], expected: Expected) -> None:
+        self.num_compared += 1
+        assert len(got) == len(expected.token_ids) == case.max_tokens
+        for step, (ours, theirs, margin) in enumerate(zip(got, expected.token_ids, expected.margins, strict=True)):
+            if ours != theirs:
+                if margin >= TOLERANCE:
+                    self.differences.append(
+                        f"prompt of {len(case.prompt)}, sets {[s.manifest.interventions for s, _ in case.sets]}: "
+                        f"token {step} is {ours}, not {theirs} (margin {margin:.1e})"
+                    )
+                self.num_ties += margin < TOLERANCE
+                return
+
+    def verdict(self) -> None:
+        assert not self.differences, "\n".join(self.differences)
+        assert self.num_compared > 0
+        assert self.num_ties <= 0.01 * self.num_compared, f"{self.num_ties} ties in {self.num_compared}"
+
+
+def reference(model: PreTrainedModel, case: Case) -> Expected:
+    """One request alone on the plain model, with hooks."""
+    with torch.inference_mode(), attach(model, list(case.sets)):
+        output = model.generate(
+            torch.tensor([case.prompt]),
+            attention_mask=torch.ones(1, len(case.prompt), dtype=torch.int64),
+            max_new_tokens=case.max_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    margins = []
+    for logits in output.logits:
+        best = logits[0].topk(2).values
+        margins.append(float((best[0] - best[1]) / (logits.max() - logits.min())))
+    return Expected(output.sequences[0, len(case.prompt) :].tolist(), margins)
+
+
+async def generate(engine: LocalEngine, case: Case, after: asyncio.Event | None = None) -> list[int]:
+    """Run a case through the engine, once `after` is set."""
+    if after is not None:
+        await after.wait()
+    request = GenerationRequest(
+        request_id="test",
+        prompt_token_ids=case.prompt,
+        sampling=SamplingParams(max_tokens=case.max_tokens, temperature=0.0, ignore_eos=True),
+        interventions=tuple(one.fold().scaled(scale) for one, scale in case.sets),
+    )
+    token_ids: list[int] = []
+    async for outputs in engine.submit(request):
+        token_ids += [output.token_id for output in outputs if output.token_id is not None]
+    return token_ids
+
+
+def run_together(engine: LocalEngine, cases: Sequence[Case]) -> list[list[int]]:
+    """All cases at once."""
+
+    async def together() -> list[list[int]]:
+        return await asyncio.gather(*(generate(engine, case) for case in cases))
+
+    return asyncio.run(together())
