@@ -151,7 +151,9 @@ _BY_STATUS: Mapping[int, type[APIStatusError]] = MappingProxyType(
     }
 )
 # An error inside a stream comes after the status line: its code, else its type, says which status it would have had.
-_STATUS_BY_CODE: Mapping[str, int] = MappingProxyType({"engine_unavailable": 503, "engine_overloaded": 429})
+_STATUS_BY_CODE: Mapping[str, int] = MappingProxyType(
+    {"engine_unavailable": 503, "engine_overloaded": 429, "request_timeout": 504}
+)
 _STATUS_BY_TYPE: Mapping[str, int] = MappingProxyType(
     {
         "invalid_request_error": 400,
