@@ -1,0 +1,18 @@
+"""A folder of named, versioned intervention sets."""
+
+from __future__ import annotations
+
+from .intervention_store import InterventionStore
+from .names import Reference, check_name, check_version, parse_reference
+from .reconcile import RebuildReport
+from .records import StoredVersion
+
+__all__ = [
+    "InterventionStore",
+    "RebuildReport",
+    "Reference",
+    "StoredVersion",
+    "check_name",
+    "check_version",
+    "parse_reference",
+]

@@ -1,0 +1,105 @@
+"""Bring the index in line with the records, which are the truth."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+from ..errors import InvalidInterventionNameError, StoreError
+from .index import IndexTransaction, StoreIndex
+from .layout import StoreLayout
+from .names import check_name
+from .records import StoredVersion, from_record
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RebuildReport:
+    """What `rebuild` found: records read and unreadable, and files removed because no living version uses them."""
+
+    num_records: int
+    num_unreadable_records: int
+    num_removed_files: int
+
+
+def sync_all(layout: StoreLayout, index: StoreIndex) -> None:
+    """Read again the names whose folder changed behind the index's back: a crash, a restored backup, a lost index.
+
+    One `stat` per name; no record and no set is read when nothing changed.
+    """
+    known = index.folder_mtimes()
+    with os.scandir(layout.records) as entries:
+        found = {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.is_dir()}
+    changed = [name for name in found.keys() | known.keys() if found.get(name) != known.get(name)]
+    changed = [name for name in changed if _is_name(name)]
+    if not changed:
+        return
+    with index.transaction() as transaction:
+        for name in changed:
+            sync_name(layout, transaction, name)
+    logger.info("store_index_synced names=%d", len(changed))
+
+
+def sync_name(layout: StoreLayout, transaction: IndexTransaction, name: str) -> int:
+    """Make the index agree with the records of one name; returns the highest version number ever used, or 0."""
+    folder = layout.records / name
+    numbers = layout.record_numbers(name)
+    indexed = [stored.version for stored in transaction.records(name)]
+    # The numbers are compared too: two writes within one tick of the file system's clock leave the same mtime.
+    mtime_ns = folder.stat().st_mtime_ns if folder.is_dir() else None
+    if indexed != numbers or transaction.folder_mtime_ns(name) != mtime_ns:
+        _read_name(layout, transaction, name, mtime_ns)
+    return max(numbers, default=0)
+
+
+def rebuild(layout: StoreLayout, transaction: IndexTransaction) -> RebuildReport:
+    """Read every record again; then remove the files that no living version uses.
+
+    No file is removed while a record can't be read: it may be the one that uses it.
+    """
+    for name in transaction.names():
+        transaction.forget(name)
+    num_records = num_unreadable = num_removed = 0
+    used: set[str] = set()
+    for folder in sorted(path for path in layout.records.iterdir() if path.is_dir() and _is_name(path.name)):
+        records, unreadable = _read_name(layout, transaction, folder.name, folder.stat().st_mtime_ns)
+        num_records += len(records)
+        num_unreadable += unreadable
+        used.update(layout.blob(stored.content_hash).name for stored in records if stored.deleted_at is None)
+    if num_unreadable == 0:
+        for blob in list(layout.all_blobs()):
+            if blob.name not in used:
+                blob.unlink(missing_ok=True)
+                num_removed += 1
+    return RebuildReport(num_records, num_unreadable, num_removed)
+
+
+def _read_name(
+    layout: StoreLayout, transaction: IndexTransaction, name: str, mtime_ns: int | None
+) -> tuple[list[StoredVersion], int]:
+    """Replace a name's rows by its records; returns those read, and how many could not be."""
+    transaction.forget(name)
+    records: list[StoredVersion] = []
+    num_unreadable = 0
+    for version in layout.record_numbers(name):
+        try:
+            stored = from_record(layout.record(name, version).read_bytes(), name=name, version=version)
+        except StoreError as error:
+            logger.warning("store_record_unreadable reference=%s@%d reason=%s", name, version, error.message)
+            num_unreadable += 1
+            continue
+        transaction.put(stored)
+        records.append(stored)
+    if mtime_ns is not None:
+        transaction.set_folder_mtime_ns(name, mtime_ns)
+    return records, num_unreadable
+
+
+def _is_name(text: str) -> bool:
+    try:
+        check_name(text)
+    except InvalidInterventionNameError:
+        return False
+    return True
