@@ -1,0 +1,213 @@
+"""The interventions a server may apply: stored on disk, folded in memory, tried in the engine before being named."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from reft_interventions.errors import InterventionError, InterventionValueError
+from reft_interventions.file_format import FileLimits, load
+from reft_interventions.folded import FoldedSet
+from reft_interventions.intervention_set import InterventionSet
+from reft_interventions.store import InterventionStore, StoredVersion, check_name
+from reft_interventions.validation import BaseModelSpec, validate_for_base
+
+from .engine.pool import InterventionPool, PoolStats
+from .engine.types import Engine, SelfTestReport
+
+logger = logging.getLogger(__name__)
+
+_NUM_CONCURRENT_UPLOADS = 2
+"""Uploads that are read at the same time; the others wait, so that memory stays bounded."""
+
+
+@dataclass(frozen=True)
+class ResolvedIntervention:
+    """A name, resolved for one request: it runs `folded` whatever happens to the name meanwhile.
+
+    `content_hash` is the stored file's; `folded` carries its own hash, of the folded weights and the scale.
+    """
+
+    name: str
+    version: int
+    content_hash: str
+    scale: float
+    folded: FoldedSet
+
+
+@dataclass(frozen=True)
+class RegistryStats:
+    """How many names and versions are stored, and what the pool holds."""
+
+    num_names: int
+    num_versions: int
+    pool: PoolStats
+
+
+class Registry:
+    """Joins the store, the pool and the engine's self-test; used from one event loop.
+
+    Args:
+        base: the resident base model, which every set must fit.
+        limits: for files, both uploaded and stored.
+    """
+
+    def __init__(
+        self, store: InterventionStore, pool: InterventionPool, engine: Engine, base: BaseModelSpec, limits: FileLimits
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._engine = engine
+        self._base = base
+        self._limits = limits
+        self._upload_slots = asyncio.Semaphore(_NUM_CONCURRENT_UPLOADS)
+
+    async def resolve(self, name: str, version: int | str | None = None, *, scale: float = 1.0) -> ResolvedIntervention:
+        """Find a version and load it, if it is not in the pool yet.
+
+        Args:
+            version: None = the newest; a number; or `sha256:` and at least 12 hex digits of the content hash.
+            scale: multiplies every delta of the set.
+
+        Raises:
+            InvalidInterventionNameError: the name or the version breaks the rules.
+            InterventionNotFoundError: there is none.
+            InterventionConflictError: a hash prefix fits several contents.
+            InterventionValueError: `scale` is not finite.
+            InterventionBaseMismatchError, InterventionShapeError: stored by a server with another base model.
+            StoreError: the stored file is lost or damaged.
+        """
+        if not math.isfinite(scale):
+            raise InterventionValueError(f"the scale must be finite, got {scale}", param="scale")
+        stored = self._store.resolve(name, version)
+        folded = await self._pool.get(stored.content_hash, lambda: self._load_stored(stored), scale)
+        return ResolvedIntervention(stored.name, stored.version, stored.content_hash, scale, folded)
+
+    async def add(self, path: Path, name: str) -> tuple[StoredVersion, SelfTestReport]:
+        """Check the file at `path`, try it in the engine, and store it as the next version of `name`.
+
+        Nothing is stored when a step fails. `path`, from `new_upload_path`, is gone afterwards in every case.
+
+        Raises:
+            InvalidInterventionNameError: the name breaks the rules.
+            InterventionError: the file is refused; see `file_format.load` and `validate_for_base`.
+            InterventionSelfTestError: the edit does nothing, or touches rows that it must not touch.
+            EngineDeadError: the engine can't try it now.
+            StoreError: the disk or the index failed.
+        """
+        try:
+            check_name(name)
+            async with self._upload_slots:
+                intervention_set, folded = await asyncio.to_thread(self._read_upload, path)
+                report = await self._engine.self_test(folded)
+                stored = await asyncio.to_thread(self._store.put, path, name, intervention_set)
+        finally:
+            path.unlink(missing_ok=True)
+        self._pool.add(stored.content_hash, folded)
+        logger.info("intervention_stored reference=%s content_hash=%s", stored.reference, stored.content_hash)
+        return stored, report
+
+    async def preload(self, folder: Path) -> tuple[StoredVersion, ...]:
+        """Import every `*.safetensors` in `folder` under its manifest's name; returns what was new.
+
+        Content that the name has, or had before it was deleted, is left alone. A file that can't be served here is
+        skipped with a warning.
+
+        Raises:
+            OSError: the folder can't be read.
+            EngineDeadError: the engine can't try the sets now.
+            StoreError: the disk or the index failed.
+        """
+        imported: list[StoredVersion] = []
+        for path in await asyncio.to_thread(lambda: sorted(folder.glob("*.safetensors"))):
+            try:
+                stored = await self._import(path)
+            except InterventionError as error:
+                logger.warning("preload_skipped file=%s code=%s reason=%s", path.name, error.code, error.message)
+                continue
+            if stored is not None:
+                imported.append(stored)
+        return tuple(imported)
+
+    def list(self) -> tuple[StoredVersion, ...]:
+        """The newest living version of every name, by name."""
+        return self._store.list()
+
+    def get(self, name: str, version: int | str | None = None) -> StoredVersion:
+        """What is stored under a name; nothing is loaded. Raises as `InterventionStore.resolve` does."""
+        return self._store.resolve(name, version)
+
+    def versions(self, name: str) -> tuple[StoredVersion, ...]:
+        """The living versions of a name, oldest first. Raises as `InterventionStore.versions` does."""
+        return self._store.versions(name)
+
+    async def delete(self, name: str, version: int | str | None = None) -> tuple[StoredVersion, ...]:
+        """Delete one version, or all of a name; requests in flight finish with what they resolved.
+
+        Raises:
+            InterventionNotFoundError: there is nothing to delete.
+            StoreError: the disk or the index failed.
+        """
+        deleted = await asyncio.to_thread(self._store.delete, name, version)
+        for stored in deleted:
+            # Another name may share the content: then its next use loads it again.
+            self._pool.discard(stored.content_hash)
+            logger.info("intervention_deleted reference=%s", stored.reference)
+        return deleted
+
+    def is_loaded(self, stored: StoredVersion) -> bool:
+        """Whether the folded weights of a version are in memory."""
+        return stored.content_hash in self._pool
+
+    def open(self, stored: StoredVersion) -> BinaryIO:
+        """Open the file of a version for a download; a later delete does not disturb it.
+
+        Raises:
+            InterventionNotFoundError: it was deleted since it was resolved.
+            StoreError: the file is lost.
+        """
+        return self._store.open(stored)
+
+    def new_upload_path(self) -> Path:
+        """Where to write an upload before `add`; not created yet."""
+        return self._store.new_temp_path()
+
+    def stats(self) -> RegistryStats:
+        """Counts for the metrics."""
+        num_names, num_versions = self._store.counts()
+        return RegistryStats(num_names, num_versions, self._pool.stats())
+
+    async def close(self) -> None:
+        """Wait for the loads that run, and close the store."""
+        await self._pool.close()
+        self._store.close()
+
+    def _read_upload(self, path: Path) -> tuple[InterventionSet, FoldedSet]:
+        return self._checked(load(path, self._limits))
+
+    def _load_stored(self, stored: StoredVersion) -> FoldedSet:
+        # Checked again: servers with different base models may share one store.
+        return self._checked(self._store.load(stored, self._limits))[1]
+
+    def _checked(self, intervention_set: InterventionSet) -> tuple[InterventionSet, FoldedSet]:
+        validate_for_base(intervention_set, self._base)
+        return intervention_set, intervention_set.fold()
+
+    async def _import(self, path: Path) -> StoredVersion | None:
+        """Import one bundled file unless its content is known; the file itself stays."""
+        intervention_set, _ = await asyncio.to_thread(self._read_upload, path)
+        name = check_name(intervention_set.manifest.name)
+        if self._store.has_content(name, intervention_set.content_hash):
+            return None
+        upload = self.new_upload_path()
+        try:
+            await asyncio.to_thread(shutil.copyfile, path, upload)
+            stored, _ = await self.add(upload, name)
+        finally:
+            upload.unlink(missing_ok=True)
+        return stored
