@@ -10,9 +10,11 @@ import httpx
 
 from .errors import InvalidArgumentError
 
-__all__ = ["DEFAULT_URL", "Connection"]
+__all__ = ["DEFAULT_URL", "LIMITS", "Connection"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+# Idle connections go before uvicorn drops its end after 5 s: a request sent into a closing one would be lost.
+LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=4.0)
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 

@@ -10,7 +10,7 @@ import httpx
 from pydantic import BaseModel
 
 from .calls import Call, Progress
-from .connection import Connection
+from .connection import LIMITS, Connection
 from .errors import error_from_transport
 from .exchange import Exchange, FileSink, StreamDecoder
 from .retry import RetryPolicy
@@ -78,6 +78,7 @@ class Transport:
             base_url=connection.base_url,
             headers=connection.headers,
             timeout=connection.timeout,
+            limits=LIMITS,
             trust_env=connection.trust_env,
             transport=transport,
         )
@@ -184,6 +185,7 @@ class AsyncTransport:
             base_url=connection.base_url,
             headers=connection.headers,
             timeout=connection.timeout,
+            limits=LIMITS,
             trust_env=connection.trust_env,
             transport=transport,
         )
