@@ -1,0 +1,72 @@
+"""What the figures were taken on, and what it can do at best."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe() -> dict[str, object]:
+    """Processor, cores, memory, versions and commit."""
+    return {
+        "cpu": _cpu_model(),
+        "num_cores": torch.get_num_threads(),
+        "memory_gib": round(_memory_bytes() / 2**30),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "reft-serve")},
+        "commit": _commit(),
+    }
+
+
+def ceilings() -> dict[str, float]:
+    """Measured float32 matrix product rate at 4,096 rows, GFLOP/s, and memory read rate, GB/s."""
+    left, right = torch.randn(4096, 576), torch.randn(576, 1536)
+    seconds = _median_s(lambda: left @ right, 9)
+    gflops = 2 * left.shape[0] * left.shape[1] * right.shape[1] / seconds / 1e9
+    block = torch.ones(1 << 27)  # 512 MiB: far larger than any cache
+    return {
+        "gemm_gflops": round(gflops, 1),
+        "read_gb_per_s": round(block.nbytes / _median_s(block.sum, 5) / 1e9, 1),
+    }
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def _median_s(function: Callable[[], object], repeats: int) -> float:
+    function()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _memory_bytes() -> int:
+    first = Path("/proc/meminfo").read_text().splitlines()[0]
+    return int(first.split()[1]) * 1024
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return done.stdout.strip() or "unknown"
