@@ -64,7 +64,7 @@ def load_base_model(settings: Settings) -> BaseModel:
             model = AutoModelForCausalLM.from_pretrained(
                 location.path, dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True
             )
-        model = model.to(device)
+        torch.nn.Module.to(model, device)  # in place; PreTrainedModel's own `to` hides its signature from mypy
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelUnavailableError(
             f"The model in {location.path} can't be loaded: {_first_line(error)}", param="model"
@@ -91,7 +91,7 @@ def locate_model(settings: Settings) -> ModelLocation:
         return _locate_default(settings)
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
         raise ModelUnavailableError(
-            f"The model {name!r} is neither a folder, nor a Hugging Face id (organisation/name), nor {DEFAULT_MODEL!r}.",
+            f"The model {name!r} is no folder, no Hugging Face id (organisation/name), and not {DEFAULT_MODEL!r}.",
             param="model",
         )
     try:

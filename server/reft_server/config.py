@@ -5,16 +5,18 @@ Every field is a flag (`--port`) and an environment variable (`REFT_PORT`); a fl
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from reft_server.api.settings import ApiSettings
 from reft_server.engine.settings import EngineSettings, ModelPath
 from reft_server.errors import ConfigurationError
 
@@ -25,6 +27,7 @@ CLIENT_VARIABLES = frozenset({"REFT_URL", "REFT_API_KEY"})
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 _ENGINE = EngineSettings()
+_API = ApiSettings()
 
 
 def user_folder(variable: str, fallback: str) -> Path:
@@ -39,6 +42,10 @@ def _default_cache_dir() -> Path:
 
 def _default_store_dir() -> Path:
     return user_folder("XDG_DATA_HOME", ".local/share") / "store"
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, ByteSize) else value
 
 
 class EngineGroup(BaseModel):
@@ -75,7 +82,7 @@ class EngineGroup(BaseModel):
 
     def to_engine_settings(self) -> EngineSettings:
         """The same values as the engine takes them."""
-        return EngineSettings(**{**self.model_dump(), "kv_cache_bytes": int(self.kv_cache_bytes)})
+        return EngineSettings(**{name: _plain(value) for name, value in self.model_dump().items()})
 
 
 class Settings(BaseSettings):
@@ -112,14 +119,53 @@ class Settings(BaseSettings):
     preload_dir: Path | None = Field(
         None, description="Folder of .safetensors sets to import into the store at start; unset = none."
     )
+    intervention_pool_bytes: ByteSize = Field(
+        ByteSize(1 << 30),
+        ge=1 << 20,
+        le=1 << 40,
+        description="Memory for loaded intervention sets; the least recently used leave first.",
+    )
+    served_model_name: str | None = Field(
+        _API.served_model_name, min_length=1, description="What the API calls the base model; unset = its id."
+    )
     max_upload_bytes: ByteSize = Field(
-        ByteSize(64 << 20), ge=1 << 10, le=1 << 34, description="Largest intervention file accepted, such as 64MiB."
+        ByteSize(_API.max_upload_bytes),
+        ge=1 << 10,
+        le=1 << 34,
+        description="Largest intervention file accepted, such as 64MiB.",
     )
     max_body_bytes: ByteSize = Field(
-        ByteSize(4 << 20), ge=1 << 10, le=1 << 30, description="Largest JSON request body accepted, such as 4MiB."
+        ByteSize(_API.max_body_bytes),
+        ge=1 << 10,
+        le=1 << 30,
+        description="Largest JSON request body accepted, such as 4MiB.",
     )
     request_timeout_s: float = Field(
-        600.0, gt=0, le=86_400, description="A request that runs longer is ended with an error, seconds."
+        _API.request_timeout_s,
+        gt=0,
+        le=86_400,
+        description="A generation that runs longer ends with an error, seconds.",
+    )
+    max_concurrent_requests: int = Field(
+        _API.max_concurrent_requests,
+        ge=1,
+        le=1 << 20,
+        description="Generations that run or wait at once; one more is refused with 429.",
+    )
+    max_choices_per_request: int = Field(
+        _API.max_choices_per_request, ge=1, le=4096, description="Prompts times n of one request."
+    )
+    max_chat_tokens: int | None = Field(
+        _API.max_chat_tokens,
+        ge=1,
+        le=1 << 24,
+        description="New tokens of a chat answer whose request sets no limit; unset = the rest of the window.",
+    )
+    max_intervention_labels: int = Field(
+        _API.max_intervention_labels,
+        ge=0,
+        le=100_000,
+        description="Distinct interventions that the metrics name; later ones count as other.",
     )
     shutdown_timeout_s: int = Field(
         5, ge=0, le=3_600, description="Time that running requests get to finish at shutdown, seconds."
@@ -127,6 +173,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_json: bool = Field(False, description="Log one JSON object per line instead of text.")
     engine: EngineGroup = Field(default_factory=EngineGroup, description="Bounds of the engine.")
+
+    def to_api_settings(self) -> ApiSettings:
+        """The part that the HTTP side takes."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(ApiSettings)}
+        return ApiSettings(**{name: _plain(value) for name, value in values.items()})
 
 
 class SettingField(BaseModel):
@@ -144,6 +195,29 @@ class SettingField(BaseModel):
     @property
     def flag(self) -> str:
         return "--" + "-".join(self.path).replace("_", "-")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a setting that has a fixed list of them, else nothing."""
+        return get_args(self.info.annotation) if get_origin(self.info.annotation) is Literal else ()
+
+    @property
+    def default_text(self) -> str:
+        """The default as a user would write it; `unset` where there is none."""
+        default = self.info.get_default(call_default_factory=True, validated_data={})
+        if default is None:
+            return "unset"
+        if isinstance(default, ByteSize):
+            return default.human_readable().replace(".0", "")
+        if isinstance(default, Path):
+            return str(default).replace(str(Path.home()), "~", 1)
+        return (
+            str(default).lower()
+            if isinstance(default, bool)
+            else f"{default:g}"
+            if isinstance(default, float)
+            else str(default)
+        )
 
 
 def setting_fields() -> tuple[SettingField, ...]:

@@ -1,0 +1,62 @@
+# `make serve` is all a newcomer needs; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Passed through to the server: make serve MODEL=... PORT=... HOST=... ARGS='--log-level debug'
+MODEL ?=
+PORT ?=
+HOST ?=
+ARGS ?=
+SERVE_FLAGS := $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(if $(HOST),--host '$(HOST)')
+
+# Which tests: make test TESTS=tests/unit ARGS='-k store'
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install model serve check format test bench train-examples docker clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "No venv module: on Debian, run 'apt install python3-venv'."; exit 2; }
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[server,train,dev]'
+	@touch $(STAMP)
+
+install: $(STAMP)  ## Make the environment in .venv
+
+model: $(STAMP)  ## Fetch the default model into the user's cache
+	$(BIN)/reft-serve --fetch-only
+
+serve: $(STAMP)  ## Start the server (MODEL= PORT= HOST= ARGS=)
+	@exec $(BIN)/reft-serve --preload-dir examples $(SERVE_FLAGS) $(ARGS)
+
+check: $(STAMP)  ## Lint, formatting, types, import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Repair lint and formatting
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: $(STAMP) model  ## Run every test (TESTS= ARGS=)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+bench: $(STAMP) model  ## Measure this machine (ARGS=)
+	$(BIN)/python benchmarks/serve.py $(ARGS)
+
+train-examples: $(STAMP) model  ## Train the bundled interventions again
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/train_all.sh $(ARGS)
+
+docker:  ## Build the CPU image
+	docker build -f docker/Dockerfile -t reft-serve .
+
+clean:  ## Remove the environment and the caches of the tools (not the model)
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

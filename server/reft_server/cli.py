@@ -1,0 +1,118 @@
+"""The command `reft-serve`: settings, model, engine, registry, app, and an HTTP server around them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from reft_server.config import SettingField, Settings, load_settings, setting_fields
+from reft_server.errors import ConfigurationError, ReftError
+from reft_server.logging_setup import configure_logging
+
+logger = logging.getLogger(__name__)
+
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server until a signal ends it. 0 = clean end; 2 = it can't start, with a sentence on stderr."""
+    options = vars(_parser().parse_args(argv))
+    is_fetch_only = options.pop("fetch_only")
+    try:
+        settings = load_settings(_overrides(options))
+        configure_logging(settings.log_level, as_json=settings.log_json)
+        return _fetch_only(settings) if is_fetch_only else _serve(settings)
+    except ReftError as error:
+        sys.stderr.write(f"reft-serve: {error.message}\n")
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="reft-serve",
+        description="Serve one frozen base model; every request may name its own ReFT intervention.",
+        epilog="Each setting is an environment variable too; the flag wins.",
+    )
+    parser.add_argument("--version", action="version", version=f"reft-serve {version('reft-serve')}")
+    parser.add_argument("--fetch-only", action="store_true", help="fetch the model, print its folder and exit")
+    for field in setting_fields():
+        is_switch = field.info.annotation is bool
+        parser.add_argument(
+            field.flag,
+            dest=".".join(field.path),
+            default=argparse.SUPPRESS,
+            metavar="|".join(field.choices) or field.path[-1].upper(),
+            nargs="?" if is_switch else None,
+            const="true" if is_switch else None,
+            help=_help_text(field),
+        )
+    return parser
+
+
+def _help_text(field: SettingField) -> str:
+    return f"{field.info.description} Default: {field.default_text}. [{field.variable}]".replace("%", "%%")
+
+
+def _overrides(options: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for dotted, value in options.items():
+        *groups, name = dotted.split(".")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[name] = value
+    return nested
+
+
+def _fetch_only(settings: Settings) -> int:
+    from reft_server.base_model import locate_model  # torch takes seconds to import: not for --help
+
+    sys.stdout.write(f"{locate_model(settings).path}\n")
+    return 0
+
+
+def _serve(settings: Settings) -> int:
+    # Bound before the model is loaded: a port in use shows at once, and nobody takes it meanwhile.
+    with _bind(settings) as listener:
+        from reft_server.serving import build_app, run
+
+        app = build_app(settings)
+        return run(app, settings, listener)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """A bound socket that does not listen yet: clients are refused until the server is ready.
+
+    Raises:
+        ConfigurationError: the address is not ours, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
+        raise ConfigurationError(
+            f"Can't listen on {settings.host} port {settings.port}: {reason}. Choose another with --port or --host.",
+            param="port",
+        ) from error
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())
