@@ -194,6 +194,14 @@ def test_retry_after_is_honoured(make_client: MakeClient, header: str, expected:
     assert sleeps.delays_s == [expected]
 
 
+@pytest.mark.parametrize(("header", "expected"), [("2", 2.0), ("-3", None), ("inf", None), ("Fri, 31 Dec", None)])
+def test_retry_after_is_reported(make_client: MakeClient, header: str, expected: float | None) -> None:
+    handler, _ = answering(error_response(500, **{"retry-after": header}))
+    with pytest.raises(reft_client.InternalServerError) as caught:
+        make_client(handler).models()
+    assert caught.value.retry_after_s == expected
+
+
 def test_retry_after_beyond_patience_raises_at_once(make_client: MakeClient, sleeps: Any) -> None:
     handler, _ = answering(error_response(429, **{"retry-after": "3600"}))
     with pytest.raises(reft_client.RateLimitError) as caught:
@@ -382,6 +390,18 @@ def test_download_that_breaks_leaves_the_old_file(make_client: MakeClient, tmp_p
         make_client(handler).interventions.download("haiku", target)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_download_that_is_given_up_closes_the_connection(make_client: MakeClient, tmp_path: Path, body: Any) -> None:
+    def give_up(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    served = body([b"ab", b"cd"])
+    handler, _ = answering(httpx.Response(200, stream=served))
+    with pytest.raises(KeyboardInterrupt):
+        make_client(handler).interventions.download("haiku", tmp_path / "out", on_progress=give_up)
+    assert served.is_closed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_download_into_missing_folder_is_refused(make_client: MakeClient, tmp_path: Path, body: Any) -> None:

@@ -28,8 +28,12 @@ class CannedAnswers(BaseHTTPRequestHandler):
 
     HEAD: ClassVar[dict[str, Any]] = {"id": "c", "created": 1, "model": "m"}
     INFO: ClassVar[dict[str, Any]] = {
-        "name": "haiku", "version": 1, "content_hash": "sha256:ff", "size_bytes": 1,
-        "created": 1, "base_model": "m",
+        "name": "haiku",
+        "version": 1,
+        "content_hash": "sha256:ff",
+        "size_bytes": 1,
+        "created": 1,
+        "base_model": "m",
     }
 
     def do_POST(self) -> None:

@@ -122,7 +122,7 @@ def test_stream_that_breaks_raises(
 
 
 def test_stream_that_breaks_after_its_end_is_whole(make_client: MakeClient, body: Any) -> None:
-    served = body([piece("a") + DONE + piece("late"), httpx.ReadError("reset")])
+    served = body([piece("a") + DONE + piece("late"), piece("later"), httpx.ReadError("reset")])
     chunks = list(make_client(serving(served)).complete("x", stream=True))
     assert [chunk.choices[0].text for chunk in chunks] == ["a"]
 
