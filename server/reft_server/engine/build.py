@@ -6,6 +6,7 @@ import logging
 
 from transformers import PreTrainedModel
 
+from reft_interventions.errors import UnsupportedComponentError
 from reft_interventions.model_tree import base_model_spec
 from reft_server.errors import ConfigurationError, UnsupportedModelError
 
@@ -30,7 +31,10 @@ def build_engine(model: PreTrainedModel, model_id: str, settings: EngineSettings
         UnsupportedModelError: the architecture can't be served exactly.
         ConfigurationError: `max_model_len` or `kv_cache_bytes` can't work with this model.
     """
-    info = _model_info(model, model_id, settings)
+    try:
+        info = _model_info(model, model_id, settings)
+    except UnsupportedComponentError as error:
+        raise UnsupportedModelError(f"{type(model).__name__} can't be served: {error.message}") from error
     model.requires_grad_(False)
     reference = reference_logits(model, info.vocab_size)
     path = _model_path(model, info, settings)

@@ -22,7 +22,17 @@ ATTENTION_NAME = "reft_serve"
 # The attention function gets no user data, so the running step reaches it through the engine thread's own context.
 _current_batch: ContextVar[Batch] = ContextVar("current_batch")
 _probed_layout: ContextVar[dict[int, tuple[int, int, int]]] = ContextVar("probed_layout")
-_HARMLESS = {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states"}
+_HARMLESS = frozenset(
+    {
+        "dropout",
+        "is_causal",
+        "position_ids",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+    }
+)
 
 
 class GenericModel:
@@ -87,6 +97,10 @@ class GenericModel:
         token = _probed_layout.set(shapes)
         try:
             self._model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self._model.device), use_cache=False)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UnsupportedModelError(
+                f"{type(self._model).__name__} can't run with replaced attention, so it can't be served: {error}"
+            ) from error
         finally:
             _probed_layout.reset(token)
         num_layers = len(decoder_layers(self._model))

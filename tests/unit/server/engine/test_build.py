@@ -1,0 +1,78 @@
+"""Which models are served, and which are refused at start in a sentence."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from reft_server.engine import EngineSettings, build_engine
+from reft_server.engine.attention import attend
+from reft_server.engine.generic_model import GenericModel
+from reft_server.engine.packed_model import PackedModel
+from reft_server.errors import ConfigurationError, UnsupportedModelError
+
+SHAPE = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "eos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def random_model(arch: str, **config: Any) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **config), dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            parameter.data = torch.randn_like(parameter) * 0.3
+    return model
+
+
+@pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3"])
+def test_llama_shape_takes_the_packed_path(arch: str, tiny_model: Any) -> None:
+    engine = build_engine(copy.deepcopy(tiny_model(arch)), "tiny", EngineSettings())
+    assert isinstance(engine._model, PackedModel)
+
+
+@pytest.mark.parametrize("arch", ["olmo2", "stablelm", "mixtral"])
+def test_other_decoders_take_the_generic_path(arch: str) -> None:
+    engine = build_engine(random_model(arch, **SHAPE), "tiny", EngineSettings())
+    assert isinstance(engine._model, GenericModel)
+
+
+@pytest.mark.parametrize(
+    ("arch", "config"),
+    [
+        ("bloom", {"vocab_size": 128, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+        ("mamba", {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2}),
+        ("gpt_oss", {**SHAPE, "num_local_experts": 4, "head_dim": 8}),
+    ],
+)
+def test_architecture_that_cannot_be_exact_is_refused_by_name(arch: str, config: dict[str, Any]) -> None:
+    model = random_model(arch, **config)
+    with pytest.raises(UnsupportedModelError, match=r"can't be served"):
+        build_engine(model, "tiny", EngineSettings())
+
+
+@pytest.mark.parametrize("model_path", ["packed", "generic"])
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_build_refuses_logits_that_differ_from_the_plain_model(
+    model_path: str, factor: float, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        f"reft_server.engine.{model_path}_model.attend", lambda *args, **kwargs: attend(*args, **kwargs) * factor
+    )
+    with pytest.raises(UnsupportedModelError, match="exactly"):
+        build_engine(copy.deepcopy(tiny_model("llama")), "tiny", EngineSettings(model_path=model_path))
+
+
+def test_packed_path_is_refused_where_there_is_none(tiny_model: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="model_path=generic"):
+        build_engine(copy.deepcopy(tiny_model("gpt2")), "tiny", EngineSettings(model_path="packed"))
+
+
+def test_window_longer_than_the_model_is_refused(tiny_model: Any) -> None:
+    with pytest.raises(ConfigurationError, match="at most 256"):
+        build_engine(copy.deepcopy(tiny_model("llama")), "tiny", EngineSettings(max_model_len=257))
