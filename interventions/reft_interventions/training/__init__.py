@@ -1,0 +1,27 @@
+"""Training of intervention sets; `reft-train` on the command line."""
+
+from __future__ import annotations
+
+from .base_model import load_model
+from .data import Dataset, TokenizedExample, read_dataset, split_dataset
+from .loss import Evaluation, evaluate
+from .options import RECIPES, TrainingOptions
+from .reporting import Reporter
+from .trainer import SetDescription, Trainer, TrainingResult, train
+
+__all__ = [
+    "RECIPES",
+    "Dataset",
+    "Evaluation",
+    "Reporter",
+    "SetDescription",
+    "TokenizedExample",
+    "Trainer",
+    "TrainingOptions",
+    "TrainingResult",
+    "evaluate",
+    "load_model",
+    "read_dataset",
+    "split_dataset",
+    "train",
+]

@@ -1,0 +1,57 @@
+"""Find and load the base model to train on: a local folder, a hub id, or the default model that the server fetched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import TrainingError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def locate_model(name: str) -> tuple[str, str]:
+    """The folder or hub id to load, and the model's name for the manifest.
+
+    Raises:
+        TrainingError: the default model has not been fetched yet.
+    """
+    if name.lower() != DEFAULT_MODEL or Path(name).is_dir():
+        folder = Path(name).expanduser()
+        return (str(folder), folder.resolve().name) if folder.is_dir() else (name, name)
+    models = _cache_folder() / "models"
+    folders = sorted(path for path in models.glob(f"{DEFAULT_MODEL}-*") if (path / "config.json").is_file())
+    if not folders:
+        raise TrainingError(
+            f"the default model is not in {models}; fetch it with `reft-serve --fetch-only`, or name a folder",
+            param="model",
+        )
+    return str(folders[-1]), DEFAULT_MODEL
+
+
+def load_model(name: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """The model in float32 with its tokenizer and its name for the manifest.
+
+    Raises:
+        TrainingError: it can't be found or loaded.
+    """
+    source, model_id = locate_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TrainingError(f"the model {name!r} can't be loaded: {first_line}", param="model") from error
+    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    return model, tokenizer, model_id
+
+
+def _cache_folder() -> Path:
+    configured = os.environ.get("REFT_CACHE_DIR")
+    if configured:
+        return Path(configured).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "reft-serve"

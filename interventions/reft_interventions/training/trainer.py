@@ -1,0 +1,267 @@
+"""The training loop: a frozen base model, live interventions at the positions that the server will edit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import TrainingError
+from ..intervention_set import InterventionSet
+from ..manifest import BaseModelRef, Manifest
+from ..model_tree import base_model_spec
+from .batches import Batch, collate, epoch_order
+from .checkpoint import Progress, load_checkpoint, run_key, save_checkpoint
+from .data import Dataset, TokenizedExample
+from .loss import Evaluation, answer_loss, evaluate
+from .options import TrainingOptions
+from .reporting import Reporter, SilentReporter
+from .schedule import build_optimizer, learning_rate
+from .trainable import TrainableSet
+
+
+@dataclass(frozen=True)
+class SetDescription:
+    """What the manifest says of the set besides its mathematics."""
+
+    name: str = ""
+    description: str = ""
+    license: str = ""
+    prompt_template: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The trained set and what was measured on the way; evaluations are None without held-out rows."""
+
+    intervention_set: InterventionSet
+    progress: Progress
+    before: Evaluation | None
+    after: Evaluation | None
+    orthonormality_error: float
+
+
+class Trainer:
+    """One run. `train` is the short way to use it.
+
+    Args:
+        model: the base model; it is frozen here and never changed.
+        tokenizer: its tokenizer, for the padding id.
+        options: what to train.
+        data: rows to learn.
+        evaluation: held-out rows, or None.
+        checkpoint: where to write checkpoints and find the one to continue.
+
+    Raises:
+        TrainingError: the options don't fit the model, or the options need held-out rows and there are none.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        options: TrainingOptions,
+        data: Dataset,
+        evaluation: Dataset | None = None,
+        *,
+        model_id: str = "",
+        checkpoint: Path | None = None,
+    ) -> None:
+        if options.patience is not None and evaluation is None:
+            raise TrainingError("early stopping needs held-out rows: --eval-data or --eval-fraction", param="patience")
+        if options.save_every and checkpoint is None:
+            raise TrainingError("checkpoints need a path", param="save_every")
+        self._model = model.eval().requires_grad_(False)
+        self._base = base_model_spec(model, model_id)
+        self._options, self._data, self._evaluation = options, data, evaluation
+        self._checkpoint = checkpoint
+        layers = options.layer_numbers(self._base.num_layers)
+        self._trainable = TrainableSet(options, layers, self._base.hidden_size, model.device)
+        self._optimizer = build_optimizer(self._trainable, options)
+        self._progress = Progress()
+        self._best: dict[str, Tensor] | None = None
+        self._pad_token_id = next(
+            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0
+        )
+        self._lengths = [example.num_tokens for example in data.examples]
+        self._rows_per_step = options.batch_size * options.gradient_accumulation
+        self._num_steps = options.epochs * math.ceil(len(data.examples) / self._rows_per_step)
+        eval_sha256 = evaluation.sha256 if evaluation else None
+        self._key = run_key(options, data.sha256, eval_sha256, self._base.fingerprint)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint.
+
+        Raises:
+            TrainingError: there is none, it is damaged, or it belongs to another run.
+        """
+        if self._checkpoint is None:
+            raise TrainingError("resuming needs a checkpoint's path", param="resume")
+        self._progress, self._best = load_checkpoint(self._checkpoint, self._key, self._trainable, self._optimizer)
+
+    def run(self, reporter: Reporter | None = None, description: SetDescription | None = None) -> TrainingResult:
+        """Train to the end.
+
+        Raises:
+            TrainingError: the loss is not finite, or a checkpoint can't be written.
+        """
+        reporter = reporter or SilentReporter()
+        before = self._evaluate(reporter, "before", with_edits=False)
+        reporter.started(self._num_steps, self._progress.step, self._trainable.num_parameters)
+        while self._progress.epoch < self._options.epochs and not self._is_stopped():
+            self._run_epoch(reporter)
+        if self._best is not None:
+            self._trainable.load(self._best)
+        after = self._evaluate(reporter, "after")
+        manifest = self._manifest(description or SetDescription(), before, after)
+        return TrainingResult(
+            self._trainable.to_intervention_set(manifest),
+            self._progress,
+            before,
+            after,
+            self._trainable.orthonormality_error(),
+        )
+
+    def _run_epoch(self, reporter: Reporter) -> None:
+        options, progress = self._options, self._progress
+        order = epoch_order(self._lengths, self._rows_per_step, options.seed, progress.epoch)
+        for indices in order[progress.step_in_epoch :]:
+            loss, num_tokens = self._step([self._data.examples[index] for index in indices])
+            progress.step += 1
+            progress.step_in_epoch += 1
+            progress.losses.append(loss)
+            reporter.stepped(progress.step, loss, num_tokens)
+            if options.save_every and progress.step % options.save_every == 0:
+                self._save()
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+        if options.patience is not None:
+            self._note_best(reporter)
+        if options.save_every:
+            self._save()
+
+    def _step(self, examples: Sequence[TokenizedExample]) -> tuple[float, int]:
+        """One optimizer step; the loss per answer token and the tokens read."""
+        size = self._options.batch_size
+        batches = [
+            collate(examples[start : start + size], self._pad_token_id) for start in range(0, len(examples), size)
+        ]
+        loss = self._backward(batches)
+        parameters = list(self._trainable.named_parameters().values())
+        self._trainable.project_gradients()
+        torch.nn.utils.clip_grad_norm_(parameters, self._options.max_grad_norm)
+        rate = learning_rate(self._progress.step, self._num_steps, self._options)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._trainable.retract()
+        return loss, sum(batch.num_tokens for batch in batches)
+
+    def _backward(self, batches: Sequence[Batch]) -> float:
+        num_answer_tokens = sum(batch.num_answer_tokens for batch in batches)
+        edits, total = self._trainable.site_edits(), 0.0
+        for batch in batches:
+            # Divided by the tokens of the whole step, so that accumulation equals one large batch.
+            loss = answer_loss(self._model, batch, edits) / num_answer_tokens
+            loss.backward()
+            total += loss.item()
+        if not math.isfinite(total):
+            raise TrainingError(
+                f"the loss is {total} at step {self._progress.step + 1}; lower --lr or check the data", param="lr"
+            )
+        return total
+
+    def _evaluate(self, reporter: Reporter, label: str, *, with_edits: bool = True) -> Evaluation | None:
+        if self._evaluation is None:
+            return None
+        edits = self._trainable.site_edits() if with_edits else []
+        examples, size = self._evaluation.examples, self._options.batch_size
+        evaluation = evaluate(self._model, examples, edits, self._pad_token_id, size)
+        reporter.evaluated(label, evaluation)
+        return evaluation
+
+    def _note_best(self, reporter: Reporter) -> None:
+        progress = self._progress
+        evaluation = self._evaluate(reporter, f"epoch {progress.epoch}")
+        if evaluation is None:
+            return
+        progress.eval_losses.append(evaluation.loss)
+        if progress.best_eval_loss is None or evaluation.loss < progress.best_eval_loss:
+            progress.best_eval_loss, progress.best_epoch = evaluation.loss, progress.epoch
+            named = self._trainable.named_parameters()
+            self._best = {name: value.detach().to("cpu", copy=True) for name, value in named.items()}
+
+    def _is_stopped(self) -> bool:
+        patience, progress = self._options.patience, self._progress
+        return patience is not None and progress.epoch - progress.best_epoch >= patience
+
+    def _save(self) -> None:
+        if self._checkpoint is not None:
+            save_checkpoint(self._checkpoint, self._key, self._progress, self._trainable, self._optimizer, self._best)
+
+    def _manifest(self, description: SetDescription, before: Evaluation | None, after: Evaluation | None) -> Manifest:
+        base, losses = self._base, self._progress.losses
+        training: dict[str, Any] = {
+            "options": self._options.as_dict(),
+            "data_sha256": self._data.sha256,
+            "num_examples": len(self._data.examples),
+            "num_too_long": self._data.num_too_long,
+            "num_steps": self._progress.step,
+            "first_loss": losses[0],
+            "last_loss": sum(losses[-10:]) / len(losses[-10:]),
+            **description.extra,
+        }
+        if self._evaluation is not None and before is not None and after is not None:
+            training["eval_sha256"] = self._evaluation.sha256
+            training["before"], training["after"] = asdict(before), asdict(after)
+        return Manifest(
+            name=description.name,
+            description=description.description,
+            license=description.license,
+            base_model=BaseModelRef(
+                id=base.model_id,
+                fingerprint=base.fingerprint,
+                hidden_size=base.hidden_size,
+                num_layers=base.num_layers,
+            ),
+            interventions=self._trainable.specs,
+            prompt_template=description.prompt_template,
+            training=training,
+        )
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    options: TrainingOptions,
+    data: Dataset,
+    evaluation: Dataset | None = None,
+    *,
+    model_id: str = "",
+    description: SetDescription | None = None,
+    reporter: Reporter | None = None,
+) -> TrainingResult:
+    """Train an intervention set on a frozen base model.
+
+    Args:
+        model: the base model; its parameters lose `requires_grad` and keep their values.
+        tokenizer: its tokenizer.
+        options: what to train and how.
+        data: from `read_dataset`.
+        evaluation: held-out rows, scored before and after.
+        model_id: the base model's name in the manifest.
+        description: name, licence, prompt template … for the manifest.
+        reporter: shows progress; None = nothing.
+
+    Raises:
+        TrainingError: options that don't fit, or a loss that is not finite.
+    """
+    return Trainer(model, tokenizer, options, data, evaluation, model_id=model_id).run(reporter, description)
