@@ -145,7 +145,7 @@ def _print_infos(infos: Iterable[InterventionInfo], terminal: Terminal) -> None:
 
 
 def _details(info: InterventionInfo) -> list[tuple[str, str]]:
-    return [
+    rows = [
         ("name", info.name),
         ("version", str(info.version)),
         ("content hash", info.content_hash),
@@ -157,11 +157,12 @@ def _details(info: InterventionInfo) -> list[tuple[str, str]]:
         ("layers", ", ".join(map(str, info.layers))),
         ("positions", ", ".join(info.positions)),
         ("rank", "" if info.low_rank_dimension is None else str(info.low_rank_dimension)),
-        ("parameters", f"{info.num_parameters:,}"),
+        ("parameters", "" if info.num_parameters is None else f"{info.num_parameters:,}"),
         ("size", format_size(info.size_bytes)),
         ("created", f"{format_time(info.created)} UTC"),
         ("state", info.state),
     ]
+    return [(field, value) for field, value in rows if value]
 
 
 def _self_test(answer: InterventionUpload) -> list[tuple[str, str]]:

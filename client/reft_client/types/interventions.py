@@ -142,7 +142,7 @@ class InterventionInfo(ResponseModel):
     layers: tuple[int, ...] = ()
     positions: tuple[str, ...] = ()
     low_rank_dimension: int | None = None
-    num_parameters: int = 0
+    num_parameters: int | None = None
     description: str = ""
     license: str = ""
     state: Literal["stored", "loaded"] = "stored"
