@@ -10,13 +10,16 @@ __all__ = [
     "EngineDeadError",
     "EngineOverloadedError",
     "EngineStepError",
+    "InternalServerError",
     "InvalidRequestError",
+    "MethodNotAllowedError",
     "ModelNotFoundError",
     "ModelUnavailableError",
     "PayloadTooLargeError",
     "PromptTooLongError",
     "ReftError",
     "RequestTimeoutError",
+    "RouteNotFoundError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
 ]
@@ -102,3 +105,24 @@ class RequestTimeoutError(ReftError):
     """The request waited or ran longer than the limit."""
 
     code = "request_timeout"
+
+
+class RouteNotFoundError(ReftError):
+    """No such path."""
+
+    code = "route_not_found"
+
+
+class MethodNotAllowedError(ReftError):
+    """The path exists, but not with this method."""
+
+    code = "method_not_allowed"
+
+
+class InternalServerError(ReftError):
+    """Something broke that nobody foresaw; the server's log has the cause under the request id."""
+
+    code = "internal_error"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"The server failed on this request; its log tells more under request id {request_id}")

@@ -1,0 +1,68 @@
+"""The app factory: routes, handlers and middleware around an engine and a registry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from transformers import PreTrainedTokenizerBase
+
+from reft_server.engine.types import Engine
+from reft_server.metrics import Metrics
+from reft_server.registry import Registry
+
+from .context import ApiContext
+from .handlers import install_handlers
+from .middleware import RequestMiddleware
+from .model_names import ModelNames
+from .routes import chat, completions, interventions, models, operations, tokenize
+from .settings import ApiSettings
+from .tokenization import Tokenization
+
+_DESCRIPTION = """
+OpenAI-compatible inference over one frozen base model. Every request may name ReFT interventions, which edit the
+model's hidden states for this request alone; different ones share a batch. Errors are
+`{"error": {"message", "type", "param", "code"}}` with a stable `code`.
+"""
+
+
+def create_app(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, registry: Registry, settings: ApiSettings
+) -> FastAPI:
+    """Build the app. Its lifespan starts the engine, and at the end stops it and closes the registry."""
+    context = ApiContext(
+        engine=engine,
+        tokenization=Tokenization(tokenizer),
+        registry=registry,
+        settings=settings,
+        metrics=Metrics(engine.stats, lambda: registry.stats().pool.num_sets, settings.max_intervention_labels),
+        model_names=ModelNames(engine.model_info.model_id, settings.served_model_name),
+        started_at=int(time.time()),
+    )
+    app = FastAPI(
+        title="reft-serve",
+        version=version("reft-serve"),
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    app.add_middleware(RequestMiddleware, settings=settings)
+    install_handlers(app)
+    for module in (completions, chat, models, interventions, tokenize, operations):
+        app.include_router(module.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+    context: ApiContext = app.state.context
+    context.engine.start()
+    try:
+        yield
+    finally:
+        await context.engine.stop()
+        await context.registry.close()

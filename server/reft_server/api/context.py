@@ -1,0 +1,41 @@
+"""What every route needs, built once per app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from reft_server.engine.types import Engine
+from reft_server.metrics import Metrics
+from reft_server.registry import Registry
+
+from .model_names import ModelNames
+from .settings import ApiSettings
+from .tokenization import Tokenization
+
+
+@dataclass(frozen=True)
+class ApiContext:
+    """The app's parts. `started_at` is Unix time in seconds."""
+
+    engine: Engine
+    tokenization: Tokenization
+    registry: Registry
+    settings: ApiSettings
+    metrics: Metrics
+    model_names: ModelNames
+    started_at: int
+
+
+def get_context(request: Request) -> ApiContext:
+    """The context of the app that serves `request`."""
+    context = request.app.state.context
+    if not isinstance(context, ApiContext):
+        raise TypeError("the app was not made by create_app")
+    return context
+
+
+Context = Annotated[ApiContext, Depends(get_context)]

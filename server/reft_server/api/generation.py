@@ -1,0 +1,192 @@
+"""The choices of one request, run side by side: engine tokens in, pieces of text out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+
+from reft_server.engine.types import GenerationRequest, TokenOutput, TokenStream
+from reft_server.errors import EngineDeadError, RequestTimeoutError
+
+from .context import ApiContext
+from .detokenizer import StopStringFilter
+from .translation import GenerationPlan
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The next piece of one choice.
+
+    Args:
+        tokens: the tokens of the answer's text, for logprobs; without EOS and stop tokens.
+        text_offsets: characters of the answer before each of `tokens`.
+        token_ids: every generated id, EOS and stop tokens too.
+    """
+
+    index: int
+    text: str
+    tokens: tuple[TokenOutput, ...]
+    text_offsets: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+
+
+@dataclass
+class Answer:
+    """One whole choice, put together from its deltas."""
+
+    text: str = ""
+    tokens: list[TokenOutput] = field(default_factory=list)
+    text_offsets: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Append a piece."""
+        self.text += delta.text
+        self.tokens += delta.tokens
+        self.text_offsets += delta.text_offsets
+        self.token_ids += delta.token_ids
+        self.finish_reason = delta.finish_reason
+
+
+class Choice:
+    """One engine request on its way to text. `deadline` is in the event loop's time, seconds."""
+
+    def __init__(
+        self, context: ApiContext, plan: GenerationPlan, index: int, stream: TokenStream, deadline: float
+    ) -> None:
+        self._index = index
+        self._stream = stream
+        self._deadline = deadline
+        self._timeout_s = context.settings.request_timeout_s
+        self._metrics = context.metrics
+        self._detokenizer = context.tokenization.detokenizer()
+        self._stops = StopStringFilter(plan.stop_strings)
+        self._num_characters = 0
+        self._started_at = self._last_token_at = time.monotonic()
+        self._has_token = False
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """Yield the choice's pieces; the last one has a `finish_reason`.
+
+        Raises:
+            ReftError: the engine gave the request up, or it ran too long.
+        """
+        iterator = aiter(self._stream)
+        finish_reason: str | None = None
+        try:
+            while finish_reason is None:
+                delta = self._delta(await self._next(iterator))
+                finish_reason = delta.finish_reason
+                if finish_reason is not None:
+                    self._metrics.count_success(finish_reason)
+                    self._metrics.end_to_end_latency.observe(time.monotonic() - self._started_at)
+                yield delta
+        finally:
+            self._stream.cancel()
+
+    async def _next(self, iterator: AsyncIterator[list[TokenOutput]]) -> list[TokenOutput]:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                outputs = await anext(iterator, None)
+        except TimeoutError as error:
+            raise RequestTimeoutError(f"The request ran longer than {self._timeout_s:g} seconds") from error
+        if not outputs or outputs[-1].finish_reason in ("cancelled", "error"):
+            raise (outputs[-1].error if outputs else None) or EngineDeadError("The engine gave the request up")
+        return outputs
+
+    def _delta(self, outputs: list[TokenOutput]) -> Delta:
+        text = ""
+        tokens: list[TokenOutput] = []
+        offsets: list[int] = []
+        ids: list[int] = []
+        finish_reason: str | None = None
+        for output in outputs:
+            if output.token_id is not None:
+                self._observe_token()
+                ids.append(output.token_id)
+                if not output.is_stop_token:
+                    tokens.append(output)
+                    offsets.append(self._num_characters)
+                    text += self._pass_on(self._detokenizer.push(output.token_id))
+            finish_reason = output.finish_reason
+            if finish_reason is not None:
+                text += self._pass_on(self._detokenizer.flush()) + self._stops.flush()
+            if self._stops.is_stopped:
+                finish_reason = "stop"
+                break
+        return Delta(self._index, text, tuple(tokens), tuple(offsets), tuple(ids), finish_reason)
+
+    def _pass_on(self, settled: str) -> str:
+        self._num_characters += len(settled)
+        return self._stops.push(settled)
+
+    def _observe_token(self) -> None:
+        now = time.monotonic()
+        histogram = self._metrics.inter_token_latency if self._has_token else self._metrics.time_to_first_token
+        histogram.observe(now - self._last_token_at)
+        self._last_token_at = now
+        self._has_token = True
+
+
+async def generate(context: ApiContext, plan: GenerationPlan) -> AsyncGenerator[Delta, None]:
+    """Submit the plan's requests and yield the pieces of all choices as they come.
+
+    Nothing is submitted before the first piece is asked for, and however the generator ends, every request that
+    was submitted is cancelled or finished.
+
+    Raises:
+        ReftError: a request was refused or failed; the other choices are then cancelled.
+    """
+    deadline = asyncio.get_running_loop().time() + context.settings.request_timeout_s
+    choices: list[Choice] = []
+    streams: list[TokenStream] = []
+    try:
+        for index, request in enumerate(plan.requests):
+            streams.append(context.engine.submit(request))
+            choices.append(Choice(context, plan, index, streams[-1], deadline))
+            _count_interventions(context, plan, request)
+        merged = choices[0].deltas() if len(choices) == 1 else _merge(choices)
+        async with contextlib.aclosing(merged):
+            async for delta in merged:
+                yield delta
+    finally:
+        for stream in streams:
+            stream.cancel()
+
+
+def _count_interventions(context: ApiContext, plan: GenerationPlan, request: GenerationRequest) -> None:
+    if not request.interventions:
+        context.metrics.count_intervention(None)
+    for applied in plan.applied:
+        context.metrics.count_intervention(applied.name)
+
+
+async def _merge(choices: list[Choice]) -> AsyncGenerator[Delta, None]:
+    queue: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
+    tasks = [asyncio.create_task(_pump(choice, queue)) for choice in choices]
+    num_open = len(choices)
+    try:
+        while num_open:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            num_open -= item.finish_reason is not None
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(choice: Choice, queue: asyncio.Queue[Delta | BaseException]) -> None:
+    try:
+        async with contextlib.aclosing(choice.deltas()) as deltas:
+            async for delta in deltas:
+                queue.put_nowait(delta)
+    except Exception as error:  # noqa: BLE001 not lost: the reader of the queue raises it
+        queue.put_nowait(error)

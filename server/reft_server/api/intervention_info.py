@@ -1,0 +1,66 @@
+"""Stored interventions in their wire shape."""
+
+from __future__ import annotations
+
+import math
+
+from reft_client.types import InterventionInfo, SelfTestReport, SelfTestSite
+from reft_interventions.formulas import FORMULAS
+from reft_interventions.manifest import InterventionSpec, Manifest
+from reft_interventions.store import StoredVersion
+from reft_server.engine import types as engine
+
+
+def intervention_info(stored: StoredVersion, *, is_loaded: bool) -> InterventionInfo:
+    """What the API tells about one version."""
+    manifest = stored.manifest
+    specs = manifest.interventions
+    return InterventionInfo(
+        name=stored.name,
+        version=stored.version,
+        content_hash=stored.content_hash,
+        size_bytes=stored.size_bytes,
+        created=int(stored.created_at),
+        base_model=manifest.base_model.id,
+        formulas=tuple(dict.fromkeys(spec.formula for spec in specs)),
+        components=tuple(dict.fromkeys(spec.component for spec in specs)),
+        layers=tuple(sorted({spec.layer for spec in specs})),
+        positions=tuple(dict.fromkeys(_positions(spec) for spec in specs)),
+        num_parameters=_num_parameters(manifest),
+        low_rank_dimension=max(spec.low_rank_dimension for spec in specs) or None,
+        description=manifest.description or "",
+        license=manifest.license or "",
+        state="loaded" if is_loaded else "stored",
+    )
+
+
+def self_test_report(report: engine.SelfTestReport) -> SelfTestReport:
+    """A trial forward's outcome on the wire."""
+    return SelfTestReport(
+        sites=tuple(
+            SelfTestSite(
+                layer=site.layer,
+                component=site.component,
+                num_edited_rows=site.num_edited_rows,
+                delta_norm=site.delta_norm,
+                residual_norm=site.residual_norm,
+            )
+            for site in report.sites
+        ),
+        duration_s=report.duration_s,
+    )
+
+
+def _positions(spec: InterventionSpec) -> str:
+    positions = spec.positions
+    return positions if isinstance(positions, str) else ",".join(map(str, positions))
+
+
+def _num_parameters(manifest: Manifest) -> int:
+    """Numbers in the file's tensors; a formula's optional ones are not counted, the manifest does not tell them."""
+    total = 0
+    for spec in manifest.parameter_groups:
+        formula = FORMULAS[spec.formula]
+        shapes = formula.parameter_shapes(manifest.base_model.hidden_size, spec.low_rank_dimension)
+        total += sum(math.prod(shape) for key, shape in shapes.items() if key not in formula.optional_parameters)
+    return total

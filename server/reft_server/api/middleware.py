@@ -1,0 +1,150 @@
+"""Around every request: its id, its time, the limits on its body and on requests at once, and the last resort."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reft_server.errors import EngineOverloadedError, InternalServerError, PayloadTooLargeError, ReftError
+
+from .errors_table import error_response
+from .settings import ApiSettings
+
+logger = logging.getLogger(__name__)
+
+GENERATION_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
+UPLOAD_PATH = "/v1/interventions"
+MULTIPART_OVERHEAD_BYTES = 64 << 10
+_CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_DRAIN_BYTES = 64 << 20
+_DRAIN_TIME_S = 5.0
+
+
+class RequestMiddleware:
+    """Gives each request an id and a clock, bounds it, and turns what nobody caught into a 500.
+
+    The id in `x-request-id` is the client's where it sends a sane one. It is for logs only: nothing is keyed by it.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+        self._app = app
+        self._settings = settings
+        self._num_generating = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry point."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = _RequestIdHeaders(scope, send)
+        try:
+            await self._bounded(scope, receive, sent)
+        except ClientDisconnect:
+            logger.debug("client_disconnected request_id=%s", sent.request_id)
+        except ReftError as error:
+            await error_response(error)(scope, receive, sent)
+        except Exception:
+            logger.exception("request_failed request_id=%s path=%s", sent.request_id, scope["path"])
+            if sent.has_started:
+                raise
+            await error_response(InternalServerError(sent.request_id))(scope, receive, sent)
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_upload = scope["path"] == UPLOAD_PATH
+        limit = (
+            self._settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES if is_upload else self._settings.max_body_bytes
+        )
+        body = _BoundedBody(receive, limit)
+        await body.check_declared(Headers(scope=scope))
+        if scope["path"] not in GENERATION_PATHS:
+            await self._app(scope, body.receive, send)
+            return
+        if self._num_generating >= self._settings.max_concurrent_requests:
+            raise EngineOverloadedError(f"{self._num_generating} requests are running already; try again soon")
+        self._num_generating += 1
+        try:
+            await self._app(scope, body.receive, send)
+        finally:
+            self._num_generating -= 1
+
+
+class _RequestIdHeaders:
+    """A `send` that adds `x-request-id` and `openai-processing-ms` to the response."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        chosen = Headers(scope=scope).get("x-request-id", "")
+        self.request_id = chosen if _CLIENT_REQUEST_ID.fullmatch(chosen) else f"req-{uuid.uuid4().hex}"
+        self.has_started = False
+        self._send = send
+        self._started_at = time.monotonic()
+        scope.setdefault("state", {})["request_id"] = self.request_id
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.has_started = True
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self.request_id
+            headers["openai-processing-ms"] = str(round((time.monotonic() - self._started_at) * 1000))
+        await self._send(message)
+
+
+class _BoundedBody:
+    """A `receive` that refuses a body as soon as it is known to be too large.
+
+    What a client is still sending is read and dropped for a while, because a connection closed under a sender
+    loses the answer.
+    """
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._num_bytes = 0
+
+    async def check_declared(self, headers: Headers) -> None:
+        """Refuse by `content-length`, before anything is read.
+
+        Raises:
+            PayloadTooLargeError: it is too large.
+        """
+        declared = headers.get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared[:20]) > self._limit:
+            if "expect" not in headers:  # with "expect: 100-continue" nothing is on its way yet
+                await self._drain()
+            raise PayloadTooLargeError(self._message())
+
+    async def receive(self) -> Message:
+        """The next message of the body.
+
+        Raises:
+            HTTPException: the body is too large; this type, because FastAPI lets it through.
+        """
+        message = await self._receive()
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > self._limit:
+            if message.get("more_body", False):
+                await self._drain()
+            raise HTTPException(413, self._message())
+        return message
+
+    def _message(self) -> str:
+        return f"The body is larger than {self._limit} bytes"
+
+    async def _drain(self) -> None:
+        dropped = 0
+        try:
+            async with asyncio.timeout(_DRAIN_TIME_S):
+                while dropped < _DRAIN_BYTES:
+                    message = await self._receive()
+                    dropped += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            logger.debug("drain_timeout dropped_bytes=%d", dropped)

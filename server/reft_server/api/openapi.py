@@ -1,0 +1,78 @@
+"""Examples and shared response descriptions of the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.openapi.models import Example
+
+from reft_client.types import ErrorResponse
+
+ERROR: dict[str, Any] = {"model": ErrorResponse}
+
+GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    400: {**ERROR, "description": "A field is wrong or not served; `param` names it."},
+    404: {**ERROR, "description": "No such model or intervention."},
+    413: {**ERROR, "description": "The body is too large."},
+    429: {**ERROR, "description": "Too many requests wait already; see `Retry-After`."},
+    503: {**ERROR, "description": "The engine is starting or restarting; see `Retry-After`."},
+}
+LOOKUP_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {**ERROR, "description": "The name or the version breaks the naming rules."},
+    404: {**ERROR, "description": "No such intervention or version."},
+}
+UPLOAD_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {**ERROR, "description": "No name, a bad name, or a malformed form."},
+    413: {**ERROR, "description": "The file, or its header, is too large."},
+    422: {**ERROR, "description": "The file is refused; `code` says why. Nothing is stored."},
+}
+
+COMPLETION_EXAMPLES: dict[str, Example] = {
+    "base": {"summary": "The base model", "value": {"prompt": "The capital of France is", "max_tokens": 8}},
+    "intervention": {
+        "summary": "One intervention, its newest version",
+        "value": {"prompt": "The capital of France is", "max_tokens": 8, "intervention": "my-style"},
+    },
+    "several": {
+        "summary": "Several, in order, each with a version and a scale",
+        "value": {
+            "prompt": "The capital of France is",
+            "max_tokens": 8,
+            "intervention": ["my-style@2", {"name": "my-tone", "scale": 0.5}],
+        },
+    },
+}
+CHAT_EXAMPLES: dict[str, Example] = {
+    "base": {
+        "summary": "The base model",
+        "value": {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 32},
+    },
+    "intervention": {
+        "summary": "An intervention, chosen by `model`, streamed",
+        "value": {
+            "model": "my-style",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        },
+    },
+}
+UPLOAD_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "The .safetensors file."},
+                        "name": {"type": "string", "description": "Instead of the query's `name`."},
+                    },
+                }
+            },
+        },
+    }
+}

@@ -1,0 +1,184 @@
+"""Pieces of answers become responses: `CompletionOutput` and `ChatOutput` write the two wire formats.
+
+Models are dumped with `exclude_unset`: what is set is sent, nulls too, because OpenAI's SDK expects
+`finish_reason` and `logprobs` in every chunk; extensions are set only where they were asked for.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from reft_client.types import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    ChatDelta,
+    ChatLogprobs,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionLogprobs,
+    CompletionRequest,
+    CompletionResponse,
+    SamplingFields,
+    Usage,
+)
+
+from .generation import Answer, Delta
+from .logprobs import chat_logprobs, completion_logprobs
+from .tokenization import Tokenization
+from .translation import GenerationPlan
+
+
+class Output(ABC):
+    """Writes the answers of one request."""
+
+    def __init__(self, plan: GenerationPlan, body: SamplingFields, tokenization: Tokenization) -> None:
+        self._plan = plan
+        self._body = body
+        self._tokenization = tokenization
+        self._num_completion_tokens = 0
+        self._started: set[int] = set()
+
+    @property
+    @abstractmethod
+    def has_logprobs(self) -> bool:
+        """The request asks for logprobs."""
+
+    @abstractmethod
+    def _chunk(self, delta: Delta, *, is_first: bool) -> BaseModel: ...
+
+    @abstractmethod
+    def _empty_chunk(self, **fields: Any) -> BaseModel: ...
+
+    @abstractmethod
+    def _response(self, answers: Sequence[Answer]) -> BaseModel: ...
+
+    def chunk(self, delta: Delta) -> str | None:
+        """The event of a piece; None where there is nothing to tell (text held back, no logprobs)."""
+        self._num_completion_tokens += len(delta.token_ids)
+        is_silent = not (delta.text or delta.finish_reason or self.has_logprobs or self._body.return_token_ids)
+        if is_silent:
+            return None
+        is_first = delta.index not in self._started
+        self._started.add(delta.index)
+        return self._chunk(delta, is_first=is_first).model_dump_json(exclude_unset=True)
+
+    def usage_chunk(self) -> str:
+        """The event after the last piece, with the counts and no choices."""
+        return self._empty_chunk(choices=(), usage=self._usage()).model_dump_json(exclude_unset=True)
+
+    def response(self, answers: Sequence[Answer]) -> str:
+        """The whole response."""
+        self._num_completion_tokens = sum(len(answer.token_ids) for answer in answers)
+        return self._response(answers).model_dump_json(exclude_unset=True)
+
+    def _head(self, *, is_first: bool = True) -> dict[str, Any]:
+        head: dict[str, Any] = {"id": self._plan.response_id, "created": self._plan.created, "model": self._plan.model}
+        if is_first and self._plan.applied:
+            head["intervention"] = self._plan.applied
+        if self._body.includes_usage:
+            head["usage"] = None
+        return head
+
+    def _token_ids(self, token_ids: Sequence[int]) -> dict[str, Any]:
+        return {"token_ids": tuple(token_ids)} if self._body.return_token_ids else {}
+
+    def _prompt_token_ids(self, index: int) -> dict[str, Any]:
+        ids = self._plan.requests[index].prompt_token_ids
+        return {"prompt_token_ids": ids} if self._body.return_token_ids else {}
+
+    def _usage(self) -> Usage:
+        num_prompt, num_completion = self._plan.num_prompt_tokens, self._num_completion_tokens
+        return Usage(
+            prompt_tokens=num_prompt, completion_tokens=num_completion, total_tokens=num_prompt + num_completion
+        )
+
+
+class CompletionOutput(Output):
+    """`/v1/completions`."""
+
+    def __init__(self, plan: GenerationPlan, body: CompletionRequest, tokenization: Tokenization) -> None:
+        super().__init__(plan, body, tokenization)
+        self._num_top = body.logprobs
+
+    @property
+    def has_logprobs(self) -> bool:
+        return self._num_top is not None
+
+    def _logprobs(self, piece: Delta | Answer) -> CompletionLogprobs | None:
+        from_piece = (piece.tokens, piece.text_offsets)
+        return None if self._num_top is None else completion_logprobs(*from_piece, self._num_top, self._tokenization)
+
+    def _choice(self, index: int, piece: Delta | Answer, *, is_first: bool) -> CompletionChoice:
+        return CompletionChoice(
+            index=index,
+            text=piece.text,
+            logprobs=self._logprobs(piece),
+            finish_reason=piece.finish_reason,
+            **self._token_ids(piece.token_ids),
+            **(self._prompt_token_ids(index) if is_first else {}),
+        )
+
+    def _chunk(self, delta: Delta, *, is_first: bool) -> CompletionChunk:
+        choice = self._choice(delta.index, delta, is_first=is_first)
+        return CompletionChunk(object="text_completion", choices=(choice,), **self._head(is_first=is_first))
+
+    def _empty_chunk(self, **fields: Any) -> CompletionChunk:
+        return CompletionChunk(object="text_completion", **(self._head(is_first=False) | fields))
+
+    def _response(self, answers: Sequence[Answer]) -> CompletionResponse:
+        choices = tuple(self._choice(index, answer, is_first=True) for index, answer in enumerate(answers))
+        return CompletionResponse(
+            object="text_completion", choices=choices, **(self._head() | {"usage": self._usage()})
+        )
+
+
+class ChatOutput(Output):
+    """`/v1/chat/completions`."""
+
+    def __init__(self, plan: GenerationPlan, body: ChatCompletionRequest, tokenization: Tokenization) -> None:
+        super().__init__(plan, body, tokenization)
+        self._has_logprobs = body.logprobs
+
+    @property
+    def has_logprobs(self) -> bool:
+        return self._has_logprobs
+
+    def _logprobs(self, piece: Delta | Answer) -> ChatLogprobs | None:
+        return chat_logprobs(piece.tokens, self._tokenization) if self._has_logprobs else None
+
+    def _chunk(self, delta: Delta, *, is_first: bool) -> ChatChunk:
+        message = ChatDelta(role="assistant", content=delta.text) if is_first else ChatDelta(content=delta.text)
+        choice = ChatChunkChoice(
+            index=delta.index,
+            delta=message,
+            logprobs=self._logprobs(delta),
+            finish_reason=delta.finish_reason,
+            **self._token_ids(delta.token_ids),
+        )
+        extra = self._prompt_token_ids(delta.index) if is_first else {}
+        return ChatChunk(object="chat.completion.chunk", choices=(choice,), **(self._head(is_first=is_first) | extra))
+
+    def _empty_chunk(self, **fields: Any) -> ChatChunk:
+        return ChatChunk(object="chat.completion.chunk", **(self._head(is_first=False) | fields))
+
+    def _response(self, answers: Sequence[Answer]) -> ChatCompletionResponse:
+        choices = tuple(
+            ChatChoice(
+                index=index,
+                message=AssistantMessage(role="assistant", content=answer.text),
+                logprobs=self._logprobs(answer),
+                finish_reason=answer.finish_reason,
+                **self._token_ids(answer.token_ids),
+            )
+            for index, answer in enumerate(answers)
+        )
+        fields = self._head() | {"usage": self._usage()} | self._prompt_token_ids(0)
+        return ChatCompletionResponse(object="chat.completion", choices=choices, **fields)

@@ -1,0 +1,47 @@
+"""`/health`, `/ready`, `/version`, `/metrics`."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from reft_client.types import HealthStatus, VersionInfo
+from reft_server.errors import EngineDeadError
+
+from ..context import Context
+from ..openapi import ERROR
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health", summary="The process is alive")
+async def health() -> HealthStatus:
+    """Always 200 while the process answers; `/ready` says whether it takes requests."""
+    return HealthStatus(status="ok")
+
+
+@router.get(
+    "/ready",
+    summary="The engine takes requests",
+    responses={503: {**ERROR, "description": "The engine is starting, restarting or stopped."}},
+)
+async def ready(context: Context) -> HealthStatus:
+    """For load balancers."""
+    if not context.engine.is_ready:
+        raise EngineDeadError("The engine is not ready; try again soon")
+    return HealthStatus(status="ready")
+
+
+@router.get("/version", summary="The server's version")
+async def server_version() -> VersionInfo:
+    """The installed version of reft-serve."""
+    return VersionInfo(version=version("reft-serve"))
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(context: Context) -> Response:
+    """Names as vLLM's, with the prefix `reft:`."""
+    return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,30 @@
+"""The API's settings, built once by the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """Bounds of the HTTP side.
+
+    Args:
+        served_model_name: what `/v1/models` calls the base model; None = the engine's model id.
+        max_body_bytes: largest JSON body, bytes.
+        max_upload_bytes: largest intervention file, bytes.
+        request_timeout_s: a generation that runs longer ends with an error, seconds.
+        max_concurrent_requests: generations that run or wait at once; one more is refused with 429.
+        max_choices_per_request: prompts times `n` of one request.
+        max_chat_tokens: new tokens of a chat answer whose request sets no limit; None = what is left of the window.
+        max_intervention_labels: distinct interventions that metrics name; later ones count as `other`.
+    """
+
+    served_model_name: str | None = None
+    max_body_bytes: int = 4 << 20
+    max_upload_bytes: int = 64 << 20
+    request_timeout_s: float = 600.0
+    max_concurrent_requests: int = 1024
+    max_choices_per_request: int = 128
+    max_chat_tokens: int | None = None
+    max_intervention_labels: int = 64

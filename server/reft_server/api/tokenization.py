@@ -1,0 +1,132 @@
+"""Text and token ids: prompts in, answers out, and what single tokens look like."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from reft_client.types import ChatMessage
+from reft_server.errors import InvalidRequestError
+
+from .detokenizer import IncrementalDetokenizer
+
+MAX_INLINE_CHARACTERS = 2048
+"""Longer texts are tokenized in a thread: the event loop serves everybody."""
+
+
+class Tokenization:
+    """The base model's tokenizer and chat template, as the API uses them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._byte_values = _byte_level_alphabet() if _is_byte_level(tokenizer) else None
+        self._byte_token_ids = _byte_fallback_ids(tokenizer)
+
+    async def encode(self, text: str, *, param: str, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Token ids of a text.
+
+        Raises:
+            InvalidRequestError: the text holds half a surrogate pair, which no encoding can carry.
+        """
+        check_encodable(text, param)
+        if len(text) <= MAX_INLINE_CHARACTERS:
+            return self._encode(text, add_special_tokens)
+        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+
+    async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Token ids of a conversation, with the beginning of the assistant's turn, by the model's chat template.
+
+        Raises:
+            InvalidRequestError: the model has no template, or the template refuses the messages.
+        """
+        if not self._tokenizer.chat_template:
+            raise InvalidRequestError(
+                "The base model has no chat template: send a prompt to /v1/completions instead", param="messages"
+            )
+        for index, message in enumerate(messages):
+            check_encodable(message.text, f"messages[{index}].content")
+        if sum(len(message.text) for message in messages) <= MAX_INLINE_CHARACTERS:
+            return self._encode_chat(messages)
+        return await asyncio.to_thread(self._encode_chat, messages)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        ids = list(token_ids)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def detokenizer(self) -> IncrementalDetokenizer:
+        """A fresh one, for one answer."""
+        return IncrementalDetokenizer(self.decode, self._byte_token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes of one token, which may be a part of a character."""
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        if token is None:  # an id of the padded vocabulary that names no token
+            return b""
+        if token_id in self._byte_token_ids:
+            return bytes([int(str(token)[3:5], 16)])
+        if self._byte_values is not None and all(character in self._byte_values for character in str(token)):
+            return bytes(self._byte_values[character] for character in str(token))
+        return str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)).encode()
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text; a part of a character as OpenAI writes it, `bytes:\\xe2\\x82`."""
+        data = self.token_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        encoded = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
+        return tuple(encoded["input_ids"])
+
+    def _encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        # "developer" is OpenAI's newer word for "system"; templates know only the latter
+        turns: list[dict[str, Any]] = [
+            {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+            for message in messages
+        ]
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise InvalidRequestError(
+                f"The model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+        return self._encode(str(text), add_special_tokens=False)
+
+
+def check_encodable(text: str, param: str) -> None:
+    """Refuse half a surrogate pair (JSON's `"\\ud800"`).
+
+    Raises:
+        InvalidRequestError: the text can't be encoded as UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"Character {error.start} is half a surrogate pair, which is no text", param=param
+        ) from error
+
+
+def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Byte-level BPE's printable stand-in of each byte. Source: Radford et al. 2019 (GPT-2), section 2.2."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+def _byte_fallback_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    vocabulary = tokenizer.get_vocab()
+    names = (f"<0x{byte:02X}>" for byte in range(256))
+    return frozenset(vocabulary[name] for name in names if name in vocabulary)

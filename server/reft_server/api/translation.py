@@ -1,0 +1,181 @@
+"""A request on the wire becomes requests to the engine."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from reft_client.types import AppliedIntervention, ChatCompletionRequest, CompletionRequest, SamplingFields
+from reft_interventions.errors import InterventionNotFoundError, InvalidInterventionNameError
+from reft_interventions.folded import FoldedSet
+from reft_server.engine.types import GenerationRequest, SamplingParams
+from reft_server.errors import InvalidRequestError, PromptTooLongError, UnsupportedParameterError
+
+from .context import ApiContext
+from .model_names import model_not_found
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """Everything that is decided before the first token.
+
+    Args:
+        response_id: unique, whatever request id the client chose.
+        model: what the response calls the model.
+        requests: one per choice, prompt-major: choice `i * n + j` is answer j to prompt i.
+        num_choices_per_prompt: the request's `n`.
+        applied: the interventions, as resolved; the same for every choice.
+    """
+
+    response_id: str
+    created: int
+    model: str
+    requests: tuple[GenerationRequest, ...]
+    num_choices_per_prompt: int
+    stop_strings: tuple[str, ...]
+    applied: tuple[AppliedIntervention, ...]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Each prompt counted once, however many answers it gets."""
+        return sum(len(request.prompt_token_ids) for request in self.requests[:: self.num_choices_per_prompt])
+
+
+async def plan_completion(context: ApiContext, body: CompletionRequest) -> GenerationPlan:
+    """Tokenize the prompts, resolve the interventions, and fix the sampling of `/v1/completions`.
+
+    Raises:
+        ReftError: a field that can't be served; see docs/errors.md.
+    """
+    _check_supported(context, body, len(body.prompts))
+    prompts = [
+        await context.tokenization.encode(prompt, param="prompt") if isinstance(prompt, str) else tuple(prompt)
+        for prompt in body.prompts
+    ]
+    max_tokens = body.max_tokens if "max_tokens" in body.model_fields_set else None
+    sampling = _sampling(body, body.max_tokens, body.logprobs)
+    return await _plan(context, body, "cmpl", prompts, sampling, is_limit_given=max_tokens is not None)
+
+
+async def plan_chat(context: ApiContext, body: ChatCompletionRequest) -> GenerationPlan:
+    """Render and tokenize the conversation, resolve the interventions, and fix the sampling of a chat request.
+
+    Raises:
+        ReftError: a field that can't be served; see docs/errors.md.
+    """
+    _check_supported(context, body, 1)
+    prompt = await context.tokenization.encode_chat(body.messages)
+    window = context.engine.model_info.max_model_len
+    limit = body.max_new_tokens or context.settings.max_chat_tokens or window
+    sampling = _sampling(body, limit, (body.top_logprobs or 0) if body.logprobs else None)
+    return await _plan(context, body, "chatcmpl", [prompt], sampling, is_limit_given=body.max_new_tokens is not None)
+
+
+def _check_supported(context: ApiContext, body: SamplingFields, num_prompts: int) -> None:
+    unserved = body.unserved_parameters()
+    if unserved:
+        raise UnsupportedParameterError(f"{unserved[0]} is not served here: leave it out", param=unserved[0])
+    vocab_size = context.engine.model_info.vocab_size
+    if body.top_k > vocab_size:
+        raise InvalidRequestError(f"top_k is {body.top_k}, the vocabulary has {vocab_size} tokens", param="top_k")
+    limit = context.settings.max_choices_per_request
+    if num_prompts * body.n > limit:
+        raise InvalidRequestError(
+            f"{num_prompts} prompts times n={body.n} are {num_prompts * body.n} answers, at most {limit} are served",
+            param="n" if body.n > 1 else "prompt",
+        )
+
+
+def _sampling(body: SamplingFields, max_tokens: int, num_logprobs: int | None) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=max(body.top_k, 0),  # vLLM's -1 is off
+        seed=body.seed,
+        num_logprobs=num_logprobs,
+        stop_token_ids=frozenset(body.stop_token_ids or ()),
+        ignore_eos=body.ignore_eos,
+    )
+
+
+async def _plan(
+    context: ApiContext,
+    body: SamplingFields,
+    prefix: str,
+    prompts: Sequence[tuple[int, ...]],
+    sampling: SamplingParams,
+    *,
+    is_limit_given: bool,
+) -> GenerationPlan:
+    window = context.engine.model_info.max_model_len
+    limits = [_fit(prompt, sampling.max_tokens, window, is_limit_given=is_limit_given) for prompt in prompts]
+    applied, folded = await _resolve(context, body)
+    response_id = f"{prefix}-{uuid.uuid4().hex}"
+    requests = tuple(
+        GenerationRequest(
+            request_id=f"{response_id}-{index * body.n + answer}",
+            prompt_token_ids=prompt,
+            # the same seed n times would give n times the same answer
+            sampling=replace(
+                sampling,
+                max_tokens=limits[index],
+                seed=None if sampling.seed is None else _wrap_seed(sampling.seed + answer),
+            ),
+            interventions=folded,
+        )
+        for index, prompt in enumerate(prompts)
+        for answer in range(body.n)
+    )
+    return GenerationPlan(
+        response_id=response_id,
+        created=int(time.time()),
+        model=body.model or context.model_names.base,
+        requests=requests,
+        num_choices_per_prompt=body.n,
+        stop_strings=body.stop_strings,
+        applied=applied,
+    )
+
+
+def _wrap_seed(seed: int) -> int:
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def _fit(prompt: tuple[int, ...], max_tokens: int, window: int, *, is_limit_given: bool) -> int:
+    """New tokens for this prompt: as asked, or as many as are left when the limit is only a default."""
+    if not prompt:
+        raise InvalidRequestError("The prompt is empty: give at least one token", param="prompt")
+    left = window - len(prompt)
+    if left < 1 or (is_limit_given and max_tokens > left):
+        asked = f" and {max_tokens} new tokens" if is_limit_given else ""
+        raise PromptTooLongError(
+            f"The prompt has {len(prompt)} tokens{asked}; the context window is {window} tokens", param="prompt"
+        )
+    return min(max_tokens, left)
+
+
+async def _resolve(
+    context: ApiContext, body: SamplingFields
+) -> tuple[tuple[AppliedIntervention, ...], tuple[FoldedSet, ...]]:
+    refs = context.model_names.merge(body.model, body.intervention_refs())
+    is_named_by_model = body.model is not None and not body.intervention_refs()
+    applied: list[AppliedIntervention] = []
+    folded: list[FoldedSet] = []
+    for ref in refs:
+        try:
+            resolved = await context.registry.resolve(ref.name, ref.version, scale=ref.scale)
+        except (InterventionNotFoundError, InvalidInterventionNameError) as error:
+            if is_named_by_model and body.model is not None:
+                raise model_not_found(body.model) from error
+            error.param = "intervention"
+            raise
+        applied.append(
+            AppliedIntervention(
+                name=resolved.name, version=resolved.version, content_hash=resolved.content_hash, scale=ref.scale
+            )
+        )
+        folded.append(resolved.folded)
+    return tuple(applied), tuple(folded)
