@@ -50,7 +50,7 @@ test: $(STAMP) model  ## Run every test (TESTS= ARGS=)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TESTS) $(ARGS)
 
 bench: $(STAMP) model  ## Measure this machine (ARGS=)
-	$(BIN)/python benchmarks/serve.py $(ARGS)
+	$(BIN)/python -m benchmarks.serve $(ARGS)
 
 train-examples: $(STAMP) model  ## Train the bundled interventions again
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/train_all.sh $(ARGS)

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from reft_server.base_model import locate_model
 from reft_server.config import SettingField, Settings, load_settings, setting_fields
 from reft_server.errors import ConfigurationError, ReftError
 from reft_server.logging_setup import configure_logging
+from reft_server.serving import build_app, run
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="reft-serve",
+        usage="%(prog)s [--SETTING VALUE ...] [--fetch-only] [--version]",
         description="Serve one frozen base model; every request may name its own ReFT intervention.",
         epilog="Each setting is an environment variable too; the flag wins.",
     )
@@ -73,8 +76,6 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fetch_only(settings: Settings) -> int:
-    from reft_server.base_model import locate_model  # torch takes seconds to import: not for --help
-
     sys.stdout.write(f"{locate_model(settings).path}\n")
     return 0
 
@@ -82,10 +83,7 @@ def _fetch_only(settings: Settings) -> int:
 def _serve(settings: Settings) -> int:
     # Bound before the model is loaded: a port in use shows at once, and nobody takes it meanwhile.
     with _bind(settings) as listener:
-        from reft_server.serving import build_app, run
-
-        app = build_app(settings)
-        return run(app, settings, listener)
+        return run(build_app(settings), settings, listener)
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -211,13 +211,9 @@ class SettingField(BaseModel):
             return default.human_readable().replace(".0", "")
         if isinstance(default, Path):
             return str(default).replace(str(Path.home()), "~", 1)
-        return (
-            str(default).lower()
-            if isinstance(default, bool)
-            else f"{default:g}"
-            if isinstance(default, float)
-            else str(default)
-        )
+        if isinstance(default, float):
+            return f"{default:g}"
+        return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def setting_fields() -> tuple[SettingField, ...]:

@@ -8,10 +8,15 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import Lifespan
 
 from reft_interventions import BaseModelSpec
 from reft_interventions.file_format import FileLimits
@@ -21,12 +26,65 @@ from reft_server.base_model import load_base_model
 from reft_server.config import Settings
 from reft_server.engine import build_engine
 from reft_server.engine.pool import InterventionPool
+from reft_server.errors import ConfigurationError, ReftError
 from reft_server.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 _STOP_MARGIN_S = 10
 """Time after the requests' own that the engine gets to stop; then the process ends without it."""
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """Load the model, and join engine, store, registry and API. Nothing runs before the app's lifespan starts.
+
+    Raises:
+        ModelUnavailableError, UnsupportedModelError: see `load_base_model` and `build_engine`.
+        ConfigurationError: the model can't have this context window or KV cache, or `preload_dir` is no folder.
+        StoreError: the store's folder can't be used.
+    """
+    if settings.preload_dir is not None and not settings.preload_dir.is_dir():
+        raise ConfigurationError(f"--preload-dir {settings.preload_dir} is not a folder.", param="preload_dir")
+    store = InterventionStore(settings.store_dir)
+    base = load_base_model(settings)
+    engine = build_engine(base.model, base.model_id, settings.engine.to_engine_settings())
+    info = engine.model_info
+    registry = Registry(
+        store,
+        InterventionPool(int(settings.intervention_pool_bytes)),
+        engine,
+        BaseModelSpec(
+            model_id=info.model_id,
+            fingerprint=info.fingerprint,
+            hidden_size=info.hidden_size,
+            num_layers=info.num_layers,
+        ),
+        FileLimits(max_file_bytes=int(settings.max_upload_bytes)),
+    )
+    app = create_app(engine, base.tokenizer, registry, settings.to_api_settings())
+    if settings.preload_dir is not None:
+        app.router.lifespan_context = _preloading(app.router.lifespan_context, registry, settings.preload_dir)
+    return app
+
+
+def _preloading(inner: Lifespan[Any], registry: Registry, folder: Path) -> Lifespan[Any]:
+    """`inner`, and an import of the sets in `folder` and in the folders right inside it before the server listens.
+
+    A store or a folder that fails is logged and does not stop the start: base requests can be answered all the same.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncGenerator[Any, None]:
+        async with inner(app) as state:
+            try:
+                for source in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+                    for stored in await registry.preload(source):
+                        logger.info("preload_imported reference=%s", stored.reference)
+            except (ReftError, OSError) as error:
+                logger.error("preload_failed folder=%s reason=%s", folder, error)
+            yield state
+
+    return lifespan
 
 
 class HttpServer(uvicorn.Server):

@@ -1,0 +1,96 @@
+"""The command `reft-serve`, up to the point where a model would be loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from reft_server import cli
+from reft_server.config import setting_fields
+from reft_server.logging_setup import configure_logging
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """Put the root logger back as pytest had it."""
+    root = logging.getLogger()
+    saved = (root.level, root.handlers[:])
+    own = {name: logging.getLogger(name).level for name in ("reft_server", "reft_interventions", "py.warnings")}
+    yield
+    logging.captureWarnings(False)
+    root.setLevel(saved[0])
+    root.handlers[:] = saved[1]
+    for name, level in own.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def test_help_names_every_setting_with_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for field in setting_fields():
+        assert field.flag in shown
+        assert f"[{field.variable}]" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "70000"], "--port (or REFT_PORT) is '70000'"),
+        (["--engine-max-num-seqs", "0"], "--engine-max-num-seqs (or REFT_ENGINE_MAX_NUM_SEQS) is '0'"),
+        (["--fetch-only", "--model", "./no/such/folder"], "is no folder"),
+        (["--host", "192.0.2.1"], "Can't listen on 192.0.2.1 port 8000"),
+    ],
+)
+def test_start_that_fails_says_why_in_one_line(
+    capsys: pytest.CaptureFixture[str], restored_logging: None, arguments: list[str], words: str
+) -> None:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("reft-serve: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+def test_misspelt_variable_stops_the_start(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFT_PROT", "1")
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == "reft-serve: Unknown setting REFT_PROT: did you mean REFT_PORT?\n"
+
+
+def test_port_in_use_shows_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], restored_logging: None
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["--port", str(port), "--model", "./no/such/folder"]) == 2
+    assert f"port {port}: Address already in use" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_logging_keeps_our_events_and_drops_library_noise(
+    capsys: pytest.CaptureFixture[str], restored_logging: None, as_json: bool
+) -> None:
+    configure_logging("info", as_json=as_json)
+    logging.getLogger("reft_server.x").info("event key=%d", 1)
+    logging.getLogger("reft_server.x").debug("hidden")
+    logging.getLogger("httpx").info("hidden")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("hidden", DeprecationWarning, stacklevel=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    if as_json:
+        entry = json.loads(lines[0])
+        assert (entry["level"], entry["logger"], entry["message"]) == ("info", "reft_server.x", "event key=1")
+    else:
+        assert lines[0].endswith("INFO event key=1")
