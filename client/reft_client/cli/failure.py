@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..errors import (
-    APIStatusError,
     APITimeoutError,
     AuthenticationError,
     InternalServerError,
@@ -37,6 +36,4 @@ def _advice(error: ReftClientError) -> str | None:
         return "`reft interventions list` shows what there is"
     if isinstance(error, RateLimitError | ServiceUnavailableError):
         return "try again in a moment"
-    if isinstance(error, APIStatusError) and error.code == "model_not_found":
-        return "`reft models` shows what there is"
     return None

@@ -272,7 +272,7 @@ def test_wrong_usage_exits_with_2_and_sends_nothing(server: Server, run: Run, ar
             {},
             "reft: no intervention named haiku; `reft interventions list` shows what there is\n",
         ),
-        (404, "no model x", "model_not_found", {}, "reft: no model x; `reft models` shows what there is\n"),
+        (404, "no model x", "model_not_found", {}, "reft: no model x\n"),
         (500, "it failed", "internal_error", {"x-request-id": "r1"}, "reft: it failed (request id r1)\n"),
         (429, "full", "engine_overloaded", {"retry-after": "999"}, "reft: full; try again in a moment\n"),
     ],
