@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from reft_client import AsyncReftClient, ReftClient, RetryPolicy
+from reft_client.cli import main
+from tests.unit.client.fakes import Run, Server
 
 
 class Blocking:
@@ -122,3 +124,23 @@ def make_client(request: pytest.FixtureRequest, sleeps: Recorder) -> Iterator[Ca
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REFT_URL", raising=False)
     monkeypatch.delenv("REFT_API_KEY", raising=False)
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def run(server: Server, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `reft ...` against `server`: exit code, standard output, standard error."""
+
+    def run_command(*argv: str) -> tuple[int, str, str]:
+        try:
+            code = main(argv, transport=server.transport)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
