@@ -22,5 +22,5 @@ def check_component(component: str) -> None:
     """
     if component not in COMPONENTS:
         raise UnsupportedComponentError(
-            f"component {component!r} is not served; use one of {', '.join(COMPONENTS)}", param="component"
+            f"component {component[:80]!r} is not served; use one of {', '.join(COMPONENTS)}", param="component"
         )

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    StrictInt,
+    StrictStr,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from .activations import Activation
 from .components import check_component
@@ -15,8 +27,21 @@ from .positions import InterventionPositions, Part, ShortPromptRule
 
 FORMAT_VERSION = 1
 _MAX_INTERVENTIONS = 4096
+_MAX_DEPTH = 32
 _PositionIndex = Annotated[StrictInt, Field(ge=-(10**7), le=10**7)]
+_Word = Annotated[StrictStr, Field(max_length=64)]
 _Text = Annotated[StrictStr, Field(max_length=4096)]
+
+
+def _positions_kind(value: Any) -> str:
+    return "string" if isinstance(value, str) else "indices"
+
+
+# Told apart by hand, so that an error is about the form that was meant.
+_Positions = Annotated[
+    Annotated[_Word, Tag("string")] | Annotated[tuple[_PositionIndex, ...], Field(max_length=4096), Tag("indices")],
+    Discriminator(_positions_kind),
+]
 
 
 class _Strict(BaseModel):
@@ -44,10 +69,10 @@ class InterventionSpec(_Strict):
 
     layer: Annotated[StrictInt, Field(ge=0)]
     component: StrictStr
-    formula: StrictStr
+    formula: _Word
     low_rank_dimension: Annotated[StrictInt, Field(ge=0)]
     act: Activation = "linear"
-    positions: StrictStr | Annotated[tuple[_PositionIndex, ...], Field(max_length=4096)]
+    positions: _Positions
     part: Part = "both"
     suffix_offset: Annotated[StrictInt, Field(ge=0, le=10**6)] = 0
     short_prompt: ShortPromptRule = "paper"
@@ -120,6 +145,7 @@ class Manifest(_Strict):
             _check_overlap(spec, self.interventions[:index])
         if {spec.parameters for spec in self.interventions} != set(range(self.num_parameter_groups)):
             _refuse("the indices in `parameters` must be 0, 1, 2 … without a gap", "parameters")
+        _check_json(self.training)
         groups = self.parameter_groups
         for spec in self.interventions:
             first = groups[spec.parameters]
@@ -138,15 +164,24 @@ class Manifest(_Strict):
         try:
             return cls.model_validate(parse_json(text))
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "manifest"
-            raise InterventionManifestError(f"the manifest's {where}: {first['msg']}", param=where) from error
+            where = _location(error)
+            problem = error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
+            raise InterventionManifestError(f"the manifest's {where}: {problem}", param=where) from error
 
     def canonical_json(self) -> str:
         """The manifest as JSON with sorted keys and no whitespace, ASCII only: the same text for equal manifests."""
         return json.dumps(
             self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
         )
+
+
+def _location(error: ValidationError) -> str:
+    """Where the first error is, in the file's own words: pydantic mixes the branches of a union into its path."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    known = {*Manifest.model_fields, *InterventionSpec.model_fields, *BaseModelRef.model_fields}
+    is_extra = first["type"] == "extra_forbidden"
+    parts = [str(part) for part in first["loc"] if is_extra or isinstance(part, int) or part in known]
+    return ".".join(parts)[:200] or "manifest"
 
 
 def _check_overlap(spec: InterventionSpec, earlier: tuple[InterventionSpec, ...]) -> None:
@@ -162,36 +197,42 @@ def _check_overlap(spec: InterventionSpec, earlier: tuple[InterventionSpec, ...]
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Strict JSON: no duplicate keys, no NaN or infinity, no numbers that overflow, bounded nesting.
+    """Strict JSON: no duplicate keys, no NaN, infinity or lone surrogates, bounded nesting.
 
     Raises:
         InterventionManifestError: the text breaks a rule.
     """
     try:
-        return json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_float
-        )
+        value = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise InterventionManifestError("this is not valid JSON, or it is nested too deeply") from error
+    _check_json(value)
+    return value
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
-        raise InterventionManifestError("a JSON object holds the same key twice")
+        _refuse("a JSON object holds the same key twice; keep one")
     return mapping
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise InterventionManifestError(f"{name} is not allowed in the JSON")
+def _check_json(value: Any, depth: int = 0) -> None:
+    """What Python's parser lets pass and another reader, or our own writer, would not."""
+    if depth > _MAX_DEPTH:
+        _refuse(f"the JSON is nested more than {_MAX_DEPTH} levels deep; flatten it")
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_json(key, depth + 1)
+            _check_json(entry, depth + 1)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_json(entry, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        _refuse("NaN, infinity and numbers too large for float64 are not allowed in the JSON; remove them")
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        _refuse("a string in the JSON holds half of a surrogate pair; write valid Unicode")
 
 
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise InterventionManifestError("a number in the JSON is too large")
-    return value
-
-
-def _refuse(message: str, param: str) -> NoReturn:
+def _refuse(message: str, param: str | None = None) -> NoReturn:
     raise InterventionManifestError(message, param=param)
