@@ -15,6 +15,7 @@ from ..formulas import FORMULAS
 from ..positions import InterventionPositions, ShortPromptRule
 
 Start = Literal["base", "random"]
+Precision = Literal["float32", "bfloat16"]
 _TWO_ENDED = re.compile(r"f[1-9]\d*\+l[1-9]\d*")
 
 
@@ -34,6 +35,8 @@ class TrainingOptions:
         gradient_accumulation: forward passes in one optimizer step; the step equals that of one large batch.
         warmup_ratio: share of the steps in which the learning rate rises linearly; then it falls linearly to 0.
         weight_decay: AdamW's, never applied to `rotate_layer`.
+        precision: of the frozen base model's matrix products while training; parameters, edits, residual stream and
+            evaluation stay float32.
         max_length: tokens of prompt and answer together; longer rows are left out and counted.
         patience: stop after this many epochs without a lower held-out loss and keep the best; None = never.
         save_every: optimizer steps between checkpoints; 0 = none.
@@ -60,6 +63,7 @@ class TrainingOptions:
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    precision: Precision = "float32"
     max_length: int = 512
     eval_fraction: float = 0.0
     patience: int | None = None
@@ -80,6 +84,12 @@ class TrainingOptions:
             raise TrainingError("'generated' can't be trained: answers need the first edited token", param="positions")
         if not self.is_tied and not _TWO_ENDED.fullmatch(self.positions):
             raise TrainingError("untied weights need positions of the form fN+lM", param="positions")
+        if self.short_prompt not in get_args(ShortPromptRule):
+            raise TrainingError("short_prompt must be paper or floor", param="short_prompt")
+        if self.start not in get_args(Start):
+            raise TrainingError("start must be base or random", param="start")
+        if self.precision not in get_args(Precision):
+            raise TrainingError("precision must be float32 or bfloat16", param="precision")
         self._check_numbers()
 
     def _check_numbers(self) -> None:

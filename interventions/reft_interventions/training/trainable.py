@@ -129,7 +129,8 @@ class TrainableSet:
         parameters = self.groups[spec.parameters]
 
         def edit(rows: Tensor) -> Tensor:
-            return self._formula.edit(rows, parameters, spec.act)
+            with torch.autocast(rows.device.type, enabled=False):  # the server computes the edit in float32
+                return self._formula.edit(rows, parameters, spec.act)
 
         return edit
 

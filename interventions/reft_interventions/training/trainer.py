@@ -83,8 +83,8 @@ class Trainer:
         self._options, self._data, self._evaluation = options, data, evaluation
         self._checkpoint = checkpoint
         layers = options.layer_numbers(self._base.num_layers)
-        self._trainable = TrainableSet(options, layers, self._base.hidden_size, model.device)
-        self._optimizer = build_optimizer(self._trainable, options)
+        self.trainable = TrainableSet(options, layers, self._base.hidden_size, model.device)
+        self._optimizer = build_optimizer(self.trainable, options)
         self._progress = Progress()
         self._best: dict[str, Tensor] | None = None
         self._pad_token_id = next(
@@ -104,7 +104,7 @@ class Trainer:
         """
         if self._checkpoint is None:
             raise TrainingError("resuming needs a checkpoint's path", param="resume")
-        self._progress, self._best = load_checkpoint(self._checkpoint, self._key, self._trainable, self._optimizer)
+        self._progress, self._best = load_checkpoint(self._checkpoint, self._key, self.trainable, self._optimizer)
 
     def run(self, reporter: Reporter | None = None, description: SetDescription | None = None) -> TrainingResult:
         """Train to the end.
@@ -114,19 +114,19 @@ class Trainer:
         """
         reporter = reporter or SilentReporter()
         before = self._evaluate(reporter, "before", with_edits=False)
-        reporter.started(self._num_steps, self._progress.step, self._trainable.num_parameters)
+        reporter.started(self._num_steps, self._progress.step, self.trainable.num_parameters)
         while self._progress.epoch < self._options.epochs and not self._is_stopped():
             self._run_epoch(reporter)
         if self._best is not None:
-            self._trainable.load(self._best)
+            self.trainable.load(self._best)
         after = self._evaluate(reporter, "after")
         manifest = self._manifest(description or SetDescription(), before, after)
         return TrainingResult(
-            self._trainable.to_intervention_set(manifest),
+            self.trainable.to_intervention_set(manifest),
             self._progress,
             before,
             after,
-            self._trainable.orthonormality_error(),
+            self.trainable.orthonormality_error(),
         )
 
     def _run_epoch(self, reporter: Reporter) -> None:
@@ -154,23 +154,25 @@ class Trainer:
             collate(examples[start : start + size], self._pad_token_id) for start in range(0, len(examples), size)
         ]
         loss = self._backward(batches)
-        parameters = list(self._trainable.named_parameters().values())
-        self._trainable.project_gradients()
+        parameters = list(self.trainable.named_parameters().values())
+        self.trainable.project_gradients()
         torch.nn.utils.clip_grad_norm_(parameters, self._options.max_grad_norm)
         rate = learning_rate(self._progress.step, self._num_steps, self._options)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._trainable.retract()
+        self.trainable.retract()
         return loss, sum(batch.num_tokens for batch in batches)
 
     def _backward(self, batches: Sequence[Batch]) -> float:
         num_answer_tokens = sum(batch.num_answer_tokens for batch in batches)
-        edits, total = self._trainable.site_edits(), 0.0
+        edits, total = self.trainable.site_edits(), 0.0
+        is_reduced = self._options.precision == "bfloat16"
         for batch in batches:
             # Divided by the tokens of the whole step, so that accumulation equals one large batch.
-            loss = answer_loss(self._model, batch, edits) / num_answer_tokens
+            with torch.autocast(self._model.device.type, torch.bfloat16, enabled=is_reduced):
+                loss = answer_loss(self._model, batch, edits) / num_answer_tokens
             loss.backward()
             total += loss.item()
         if not math.isfinite(total):
@@ -182,7 +184,7 @@ class Trainer:
     def _evaluate(self, reporter: Reporter, label: str, *, with_edits: bool = True) -> Evaluation | None:
         if self._evaluation is None:
             return None
-        edits = self._trainable.site_edits() if with_edits else []
+        edits = self.trainable.site_edits() if with_edits else []
         examples, size = self._evaluation.examples, self._options.batch_size
         evaluation = evaluate(self._model, examples, edits, self._pad_token_id, size)
         reporter.evaluated(label, evaluation)
@@ -196,7 +198,7 @@ class Trainer:
         progress.eval_losses.append(evaluation.loss)
         if progress.best_eval_loss is None or evaluation.loss < progress.best_eval_loss:
             progress.best_eval_loss, progress.best_epoch = evaluation.loss, progress.epoch
-            named = self._trainable.named_parameters()
+            named = self.trainable.named_parameters()
             self._best = {name: value.detach().to("cpu", copy=True) for name, value in named.items()}
 
     def _is_stopped(self) -> bool:
@@ -205,7 +207,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self._checkpoint is not None:
-            save_checkpoint(self._checkpoint, self._key, self._progress, self._trainable, self._optimizer, self._best)
+            save_checkpoint(self._checkpoint, self._key, self._progress, self.trainable, self._optimizer, self._best)
 
     def _manifest(self, description: SetDescription, before: Evaluation | None, after: Evaluation | None) -> Manifest:
         base, losses = self._base, self._progress.losses
@@ -232,7 +234,7 @@ class Trainer:
                 hidden_size=base.hidden_size,
                 num_layers=base.num_layers,
             ),
-            interventions=self._trainable.specs,
+            interventions=self.trainable.specs,
             prompt_template=description.prompt_template,
             training=training,
         )

@@ -1,0 +1,111 @@
+"""`reft-train` from its command line to the file that it writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from reft_interventions import load
+from reft_interventions.training.base_model import load_model, locate_model
+from reft_interventions.training.cli import build_parser, checkpoint_path, main, options_from
+
+
+@pytest.fixture
+def model_folder(tiny_model, tokenizer, tmp_path):
+    folder = tmp_path / "tiny-model"
+    tiny_model("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def arguments(model_folder, write_rows, pairs, tmp_path):
+    data = write_rows(pairs)
+    output = tmp_path / "greeter.safetensors"
+    return ["--model", str(model_folder), "--data", str(data), "--output", str(output), "--layers", "1,2",
+            "--epochs", "2", "--batch-size", "4", "--max-length", "20"]  # fmt: skip
+
+
+def test_cli_writes_a_set_whose_manifest_tells_the_run(arguments, tmp_path, capsys):
+    held_out = ["--eval-fraction", "0.25", "--license", "CC0-1.0", "--description", "Says one or two."]
+    assert main([*arguments, *held_out, "--prompt-template", "{word}"]) == 0
+    manifest = load(tmp_path / "greeter.safetensors").manifest
+    assert (manifest.name, manifest.license, manifest.prompt_template) == ("greeter", "CC0-1.0", "{word}")
+    assert manifest.base_model.id == "tiny-model"
+    assert [spec.layer for spec in manifest.interventions] == [1, 2]
+    assert manifest.training["options"]["epochs"] == 2
+    printed = capsys.readouterr().out
+    assert "9 rows to train on, 3 held out" in printed
+    assert "held out, before: loss" in printed
+    assert "held out, after: loss" in printed
+    assert "tokens/s" in printed
+    assert "\x1b" not in printed
+
+
+def test_cli_counts_rows_that_are_too_long(arguments, capsys):
+    arguments[arguments.index("--max-length") + 1] = "10"
+    assert main(arguments) == 0
+    assert "left out 2 rows of more than 10 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (["--untied", "--positions", "l3"], "fN+lM"),
+        (["--layers", "9"], "layer 9 is outside"),
+        (["--resume"], "can't be read"),
+        (["--output", "greeter.pt"], "must end in .safetensors"),
+        (["--eval-fraction", "0.2", "--eval-data", "x.jsonl"], "not both"),
+        (["--model", "absent-model"], "can't be loaded"),
+    ],
+)
+def test_cli_refuses_in_one_line(arguments, capsys, monkeypatch, extra, reason):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main([*arguments, *extra]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("reft-train: ")
+    assert reason in message
+    assert "Traceback" not in message
+
+
+def test_cli_resumes_from_the_checkpoint_and_removes_it_at_the_end(arguments, tmp_path, monkeypatch):
+    output = tmp_path / "greeter.safetensors"
+    saving = [*arguments, "--save-every", "2"]
+    assert main(saving) == 0
+    uninterrupted = load(output).content_hash
+    output.unlink()
+
+    def interrupt(_, step, *__):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("reft_interventions.training.progress.ProgressReporter.stepped", interrupt)
+        assert main(saving) == 130
+    assert checkpoint_path(output).exists()
+    assert not output.exists()
+    assert main([*saving, "--resume"]) == 0
+    assert load(output).content_hash == uninterrupted
+    assert not checkpoint_path(output).exists()
+
+
+def test_recipe_gives_defaults_that_options_override():
+    required = ["--data", "d.jsonl", "--output", "o.safetensors"]
+    options = options_from(build_parser().parse_args([*required, "--recipe", "instruct", "--epochs", "2"]))
+    assert (options.layers, options.positions, options.is_tied, options.lr) == ("3;9;18;24", "f5+l5", False, 9e-4)
+    assert options.batch_size * options.gradient_accumulation == 128
+    assert options.epochs == 2
+    for recipe in ("commonsense", "math", "demo"):
+        assert options_from(build_parser().parse_args([*required, "--recipe", recipe])).weight_decay == 0
+
+
+def test_default_model_is_found_where_the_server_keeps_it(model_folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("REFT_CACHE_DIR", str(tmp_path / "cache"))
+    assert main(["--data", "d.jsonl", "--output", str(tmp_path / "o.safetensors")]) == 1
+    assert "reft-serve --fetch-only" in capsys.readouterr().err
+    target = tmp_path / "cache" / "models" / "smollm2-135m-instruct-q4_1-v1"
+    target.parent.mkdir(parents=True)
+    model_folder.rename(target)
+    assert locate_model("smollm2-135m-instruct") == (str(target), "smollm2-135m-instruct")
+    model, _, model_id = load_model("smollm2-135m-instruct")
+    assert model.config.hidden_size == 32
+    assert model_id == "smollm2-135m-instruct"
