@@ -36,6 +36,9 @@ def save(intervention_set: InterventionSet, path: str | os.PathLike[str]) -> str
 
     Returns:
         The content hash, `sha256:<hex>`.
+
+    Raises:
+        OSError: the folder does not exist, is full or can't be written to; the old file is untouched.
     """
     target = Path(path)
     data = dumps(intervention_set)

@@ -137,12 +137,15 @@ class Manifest(_Strict):
                 "upgrade reft-serve or export the file again",
                 "format_version",
             )
-        for index, spec in enumerate(self.interventions):
+        at_site: dict[tuple[int, str], list[InterventionSpec]] = {}
+        for spec in self.interventions:
             if spec.layer >= self.base_model.num_layers:
                 _refuse(f"layer {spec.layer} is outside the base model's {self.base_model.num_layers} layers", "layer")
             if spec.low_rank_dimension > self.base_model.hidden_size:
                 _refuse(f"low_rank_dimension {spec.low_rank_dimension} exceeds hidden_size", "low_rank_dimension")
-            _check_overlap(spec, self.interventions[:index])
+            same_site = at_site.setdefault((spec.layer, spec.component), [])
+            _check_overlap(spec, same_site)
+            same_site.append(spec)
         if {spec.parameters for spec in self.interventions} != set(range(self.num_parameter_groups)):
             _refuse("the indices in `parameters` must be 0, 1, 2 … without a gap", "parameters")
         _check_json(self.training)
@@ -184,10 +187,8 @@ def _location(error: ValidationError) -> str:
     return ".".join(parts)[:200] or "manifest"
 
 
-def _check_overlap(spec: InterventionSpec, earlier: tuple[InterventionSpec, ...]) -> None:
-    for other in earlier:
-        if (other.layer, other.component) != (spec.layer, spec.component):
-            continue
+def _check_overlap(spec: InterventionSpec, same_site: list[InterventionSpec]) -> None:
+    for other in same_site:
         if spec.intervention_positions.may_overlap(other.intervention_positions):
             _refuse(
                 f"two interventions edit the same tokens at layer {spec.layer} {spec.component}; inside one set "

@@ -194,6 +194,15 @@ def test_overlap_at_one_site_is_refused(changed):
         parse(SPEC, {**SPEC, "parameters": 1, **changed})
 
 
+def test_as_many_sites_as_the_limit_are_read():
+    sites = [{**SPEC, "layer": index} for index in range(4096)]
+    manifest = parse(*sites, base_model={**BASE, "num_layers": 4096})
+    assert len(manifest.interventions) == 4096
+    with pytest.raises(InterventionManifestError) as caught:
+        parse(*sites, SPEC, base_model={**BASE, "num_layers": 4096})
+    assert caught.value.param == "interventions"
+
+
 def test_same_positions_at_other_sites_are_fine():
     manifest = parse(SPEC, {**SPEC, "component": "mlp_output"}, {**SPEC, "layer": 2})
     assert manifest.num_parameter_groups == 1
