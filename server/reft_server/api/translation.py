@@ -152,7 +152,8 @@ def _fit(prompt: tuple[int, ...], max_tokens: int, window: int, *, is_limit_give
     if left < 1 or (is_limit_given and max_tokens > left):
         asked = f" and {max_tokens} new tokens" if is_limit_given else ""
         raise PromptTooLongError(
-            f"The prompt has {len(prompt)} tokens{asked}; the context window is {window} tokens", param="prompt"
+            f"The prompt has {len(prompt)} tokens{asked}; the context window is {window} tokens",
+            param="prompt" if left < 1 else "max_tokens",
         )
     return min(max_tokens, left)
 

@@ -1,0 +1,66 @@
+"""An app around the fake engine, a small real tokenizer, and a real registry in a temporary folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from transformers import PreTrainedTokenizerFast
+
+from reft_interventions import FileLimits
+from reft_interventions.store import InterventionStore
+from reft_server.api.app import create_app
+from reft_server.api.settings import ApiSettings
+from reft_server.engine.pool import InterventionPool
+from reft_server.registry import Registry
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizers import byte_level_tokenizer
+from tests.intervention_sets import BASE
+
+MakeClient = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_level_tokenizer()
+
+
+@pytest.fixture
+def engine(tokenizer: PreTrainedTokenizerFast) -> FakeEngine:
+    return FakeEngine(vocab_size=len(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: writing an index durably takes longer than a whole test."""
+    folder = tmp_path_factory.mktemp("store") / "empty"
+    InterventionStore(folder).close()
+    return folder
+
+
+@pytest.fixture
+def store_folder(tmp_path: Path, empty_store: Path) -> Path:
+    return shutil.copytree(empty_store, tmp_path / "store")
+
+
+@pytest.fixture
+def make_client(engine: FakeEngine, tokenizer: PreTrainedTokenizerFast, store_folder: Path) -> Iterator[MakeClient]:
+    """`make_client(tokenizer=..., **settings)`: a client of a started app; a second call makes a second app."""
+    with ExitStack() as stack:
+
+        def make(tokenizer: PreTrainedTokenizerFast = tokenizer, **settings: object) -> TestClient:
+            registry = Registry(InterventionStore(store_folder), InterventionPool(1 << 20), engine, BASE, FileLimits())
+            app = create_app(engine, tokenizer, registry, replace(ApiSettings(), **settings))
+            return stack.enter_context(TestClient(app, raise_server_exceptions=False))
+
+        yield make
+
+
+@pytest.fixture
+def client(make_client: MakeClient) -> TestClient:
+    return make_client()

@@ -1,0 +1,94 @@
+"""Health, metrics, and the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from reft_server.engine.types import EngineStats
+from reft_server.metrics import Metrics
+from tests.fakes.engine import FakeEngine
+
+from .test_interventions import complete, upload
+
+
+def samples(client: TestClient) -> dict[tuple[str, tuple[str, ...]], float]:
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {
+        (sample.name, tuple(value for key, value in sample.labels.items() if key != "le")): sample.value
+        for family in families
+        for sample in family.samples
+        if not sample.name.endswith("_bucket")
+    }
+
+
+def test_ready_follows_the_engine_and_health_the_process(client: TestClient, engine: FakeEngine) -> None:
+    assert client.get("/ready").json() == {"status": "ready"}
+    engine.ready = False
+    response = client.get("/ready")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert "retry-after" in response.headers
+    assert client.get("/health").status_code == 200
+
+
+def test_version_is_the_distributions(client: TestClient) -> None:
+    assert client.get("/version").json()["version"].count(".") == 2
+
+
+def test_lifespan_stops_the_engine(make_client: Any, engine: FakeEngine) -> None:
+    client = make_client()
+    assert engine.is_started
+    client.__exit__()
+    assert not engine.is_started
+
+
+def test_metrics_count_what_happened(client: TestClient, engine: FakeEngine) -> None:
+    upload(client, "style")
+    upload(client, "style", content=b"junk", status=422)
+    complete(client)
+    complete(client, intervention="style", n=2)
+    complete(client, intervention="nothing")
+    values = samples(client)
+    num_prompt = sum(len(request.prompt_token_ids) for request in engine.submitted)
+    assert values["reft:prompt_tokens_total", ()] == num_prompt
+    assert values["reft:generation_tokens_total", ()] == num_prompt + 3
+    assert values["reft:num_requests_running", ()] == 0
+    assert values["reft:num_requests_waiting", ()] == 3
+    assert values["reft:kv_cache_usage_perc", ()] == 0.25
+    assert values["reft:interventions_resident", ()] == 1
+    assert values["reft:request_success_total", ("stop",)] == 3
+    assert values["reft:intervention_requests_total", ("base",)] == 1
+    assert values["reft:intervention_requests_total", ("style",)] == 2
+    assert values["reft:intervention_uploads_total", ("stored",)] == 1
+    assert values["reft:intervention_uploads_total", ("invalid_intervention_file",)] == 1
+    assert values["reft:request_errors_total", ("intervention_not_found",)] == 1
+    assert values["reft:time_to_first_token_seconds_count", ()] == 3
+    assert values["reft:inter_token_latency_seconds_count", ()] == num_prompt
+    assert values["reft:e2e_request_latency_seconds_count", ()] == 3
+
+
+def test_metrics_bound_the_interventions_they_name() -> None:
+    metrics = Metrics(EngineStats, lambda: 0, max_intervention_labels=2)
+    for name in ("a", "b", "c", "d", "a"):
+        metrics.count_intervention(name)
+    text = metrics.render().decode()
+    assert 'reft:intervention_requests_total{intervention="a"} 2.0' in text
+    assert 'reft:intervention_requests_total{intervention="other"} 2.0' in text
+    assert 'intervention="c"' not in text
+
+
+def test_openapi_describes_every_route(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    operations = [
+        (path, method, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/interventions"} <= set(document["paths"])
+    for path, method, operation in operations:
+        assert operation.get("summary"), (path, method)
+        assert operation.get("description"), (path, method)
+    assert "examples" in document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
+    assert client.get("/docs").status_code == 200
