@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,29 +22,13 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write `data` into the new file `path`, and sync it."""
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy the content of `source` into the new file `target`, and sync it."""
-    with source.open("rb") as reader, target.open("xb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-    sync_file(target)
+        _sync(path.parent)
 
 
 def move_file(source: Path, target: Path) -> None:
-    """Rename the synced file `source` to `target`, on the same file system; the folder of `target` is made."""
-    make_folder(target.parent)
+    """Rename the synced file `source` to `target`, on the same file system."""
     source.replace(target)
-    sync_folder(target.parent)
+    _sync(target.parent)
 
 
 def create_from(source: Path, target: Path) -> None:
@@ -57,17 +41,21 @@ def create_from(source: Path, target: Path) -> None:
         os.link(source, target)
     finally:
         source.unlink()
-    sync_folder(target.parent)
+    _sync(target.parent)
 
 
-def sync_file(path: Path) -> None:
-    """Wait until the file's bytes are on the disk."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
+def sync(*paths: Path) -> None:
+    """Wait until the bytes of every file, and the entries of every folder, are on the disk.
+
+    In parallel, because the file system commits them together: one after the other, on a busy machine, each costs a
+    scheduler tick of 4 ms.
+    """
+    with ThreadPoolExecutor(len(paths)) as executor:
+        for _ in executor.map(_sync, paths):
+            pass
 
 
-def sync_folder(path: Path) -> None:
-    """Wait until the folder's entries are on the disk."""
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

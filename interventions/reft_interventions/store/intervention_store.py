@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import shutil
 import time
 from pathlib import Path
 from types import TracebackType
@@ -79,9 +80,8 @@ class InterventionStore:
             staged = self.new_temp_path()
         try:
             if staged != path:
-                durable.copy_file(path, staged)
+                shutil.copyfile(path, staged)
             content = intervention_set or load(staged)
-            durable.sync_file(staged)
             with self._index.transaction() as transaction:
                 return self._put(transaction, staged, name, content)
         except OSError as error:
@@ -150,7 +150,8 @@ class InterventionStore:
                 living = [stored for stored in transaction.records(name) if stored.deleted_at is None]
                 doomed = [stored for stored in living if target in (None, stored.version)]
                 # Oldest first: a crash half-way leaves the name pointing where it did.
-                deleted = tuple(self._write_tombstone(transaction, stored) for stored in doomed)
+                now = time.time()
+                deleted = tuple(self._write_record(transaction, stored.deleted(now)) for stored in doomed)
                 for content_hash in {stored.content_hash for stored in deleted}:
                     if not transaction.is_content_in_use(content_hash):
                         self._layout.blob(content_hash).unlink(missing_ok=True)
@@ -166,6 +167,8 @@ class InterventionStore:
 
     def open(self, stored: StoredVersion) -> BinaryIO:
         """Open the file of a version; it stays readable when the version is deleted meanwhile.
+
+        Its length is that of the open file: the same content, uploaded again after damage, may be laid out otherwise.
 
         Raises:
             InterventionNotFoundError: it was deleted since it was resolved.
@@ -223,44 +226,42 @@ class InterventionStore:
     def _put(self, transaction: IndexTransaction, staged: Path, name: str, content: InterventionSet) -> StoredVersion:
         last_version = sync_name(self._layout, transaction, name)
         newest = transaction.newest(name)
-        size_bytes = self._place_blob(staged, content.content_hash)
+        blob = self._layout.blob(content.content_hash)
+        if _is_intact(blob, content.content_hash):
+            staged.unlink()
+        else:
+            blob.parent.mkdir(exist_ok=True)
+            staged.replace(blob)
+        placed = (blob, blob.parent, blob.parent.parent)
         if newest is not None and newest.content_hash == content.content_hash:
+            durable.sync(*placed)
             return newest
+        manifest_json = content.manifest.canonical_json()
         stored = StoredVersion(
-            name, last_version + 1, content.content_hash, size_bytes, time.time(), content.manifest.canonical_json()
+            name, last_version + 1, content.content_hash, blob.stat().st_size, time.time(), manifest_json
         )
         try:
-            self._write_record(transaction, stored, is_new=True)
+            return self._write_record(transaction, stored, after=placed)
         except FileExistsError as error:
             # Only when another process lost its index while running: it no longer shares our lock.
             raise InterventionConflictError(f"another server just stored {stored.reference}; try again") from error
-        return stored
 
-    def _place_blob(self, staged: Path, content_hash: str) -> int:
-        """Put the file at its address, unless an intact one is there; returns the size of what is there."""
-        blob = self._layout.blob(content_hash)
-        if _is_intact(blob, content_hash):
-            staged.unlink()
-        else:
-            durable.move_file(staged, blob)
-        return blob.stat().st_size
-
-    def _write_record(self, transaction: IndexTransaction, stored: StoredVersion, *, is_new: bool) -> None:
+    def _write_record(
+        self, transaction: IndexTransaction, stored: StoredVersion, after: tuple[Path, ...] = ()
+    ) -> StoredVersion:
+        """Write a record, visible only once the paths in `after`, which it needs, are on the disk."""
         record = self._layout.record(stored.name, stored.version)
-        durable.make_folder(record.parent)
+        record.parent.mkdir(exist_ok=True)
         temporary = durable.temporary_path(self._layout.temporary, ".record")
-        durable.write_file(temporary, to_record(stored))
-        if is_new:
+        temporary.write_bytes(to_record(stored))
+        durable.sync(*after, temporary, record.parent.parent)
+        if stored.deleted_at is None:
             durable.create_from(temporary, record)
         else:
             durable.move_file(temporary, record)
         transaction.put(stored)
         transaction.set_folder_mtime_ns(stored.name, record.parent.stat().st_mtime_ns)
-
-    def _write_tombstone(self, transaction: IndexTransaction, stored: StoredVersion) -> StoredVersion:
-        tombstone = stored.deleted(time.time())
-        self._write_record(transaction, tombstone, is_new=False)
-        return tombstone
+        return stored
 
     def _resolve_hash(self, name: str, prefix: str) -> StoredVersion:
         found = self._index.by_content(name, prefix)
