@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from .data import TokenizedExample
 
@@ -25,6 +26,7 @@ class Batch:
         position_ids: `[num_rows, num_tokens]` int64, RoPE ids; padding has 0.
         labels: `[num_rows, num_tokens]` int64: at each place the answer token that must come next, else `IGNORED`.
         prompt_lengths: tokens of each row's prompt, padding not counted.
+        past: keys and values of tokens before `input_ids`, then `attention_mask` covers both; or None.
     """
 
     input_ids: Tensor
@@ -32,6 +34,7 @@ class Batch:
     position_ids: Tensor
     labels: Tensor
     prompt_lengths: tuple[int, ...]
+    past: DynamicCache | None = None
 
     @property
     def num_answer_tokens(self) -> int:
@@ -39,7 +42,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens without padding."""
+        """Tokens without padding, those in `past` included."""
         return int(self.attention_mask.sum())
 
     @property

@@ -89,6 +89,7 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weight-decay", type=float, help="never applied to R; default: 0")
     group.add_argument("--max-grad-norm", type=float, help="default: 1")
     group.add_argument("--precision", choices=("float32", "bfloat16"), help="of the frozen matrix products")
+    group.add_argument("--prefix-cache-mb", type=int, help="MB to keep unedited prompt states in; default: 2048")
     group.add_argument("--max-length", type=int, help="longer rows are left out and counted; default: 512")
     group.add_argument("--eval-fraction", type=float, help="share of the data to hold out; default: 0")
     group.add_argument("--patience", type=int, help="stop after this many epochs without a lower held-out loss")

@@ -37,8 +37,10 @@ def answer_logits(model: PreTrainedModel, batch: Batch, edits: Sequence[SiteEdit
     arguments: dict[str, Any] = {
         "input_ids": batch.input_ids.to(model.device),
         "attention_mask": batch.attention_mask.to(model.device),
-        "use_cache": False,
+        "use_cache": batch.past is not None,
     }
+    if batch.past is not None:
+        arguments["past_key_values"] = batch.past
     accepted = inspect.signature(model.forward).parameters
     if "position_ids" in accepted:
         arguments["position_ids"] = batch.position_ids.to(model.device)

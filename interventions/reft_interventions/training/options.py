@@ -37,6 +37,8 @@ class TrainingOptions:
         weight_decay: AdamW's, never applied to `rotate_layer`.
         precision: of the frozen base model's matrix products while training; parameters, edits, residual stream and
             evaluation stay float32.
+        prefix_cache_mb: MB for keys and values of the tokens before the first edited one, kept over the whole run
+            where that saves at least a third of the tokens; 0 = never.
         max_length: tokens of prompt and answer together; longer rows are left out and counted.
         patience: stop after this many epochs without a lower held-out loss and keep the best; None = never.
         save_every: optimizer steps between checkpoints; 0 = none.
@@ -64,6 +66,7 @@ class TrainingOptions:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     precision: Precision = "float32"
+    prefix_cache_mb: int = 2048
     max_length: int = 512
     eval_fraction: float = 0.0
     patience: int | None = None
@@ -97,7 +100,7 @@ class TrainingOptions:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be 1 or more", param=name)
-        for name in ("weight_decay", "save_every", "seed"):
+        for name in ("weight_decay", "save_every", "seed", "prefix_cache_mb"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} must be 0 or more", param=name)
         for name in ("lr", "max_grad_norm"):

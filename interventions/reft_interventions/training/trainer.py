@@ -18,9 +18,10 @@ from ..manifest import BaseModelRef, Manifest
 from ..model_tree import base_model_spec
 from .batches import Batch, collate, epoch_order
 from .checkpoint import Progress, load_checkpoint, run_key, save_checkpoint
-from .data import Dataset, TokenizedExample
+from .data import Dataset
 from .loss import Evaluation, answer_loss, evaluate
 from .options import TrainingOptions
+from .prefix_cache import PrefixCache, is_worthwhile, num_unedited
 from .reporting import Reporter, SilentReporter
 from .schedule import build_optimizer, learning_rate
 from .trainable import TrainableSet
@@ -90,6 +91,7 @@ class Trainer:
         self._pad_token_id = next(
             (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0
         )
+        self._prefixes: PrefixCache | None = None
         self._lengths = [example.num_tokens for example in data.examples]
         self._rows_per_step = options.batch_size * options.gradient_accumulation
         self._num_steps = options.epochs * math.ceil(len(data.examples) / self._rows_per_step)
@@ -114,6 +116,7 @@ class Trainer:
         """
         reporter = reporter or SilentReporter()
         before = self._evaluate(reporter, "before", with_edits=False)
+        self._prefixes = self._build_prefixes()
         reporter.started(self._num_steps, self._progress.step, self.trainable.num_parameters)
         while self._progress.epoch < self._options.epochs and not self._is_stopped():
             self._run_epoch(reporter)
@@ -133,7 +136,7 @@ class Trainer:
         options, progress = self._options, self._progress
         order = epoch_order(self._lengths, self._rows_per_step, options.seed, progress.epoch)
         for indices in order[progress.step_in_epoch :]:
-            loss, num_tokens = self._step([self._data.examples[index] for index in indices])
+            loss, num_tokens = self._step(indices)
             progress.step += 1
             progress.step_in_epoch += 1
             progress.losses.append(loss)
@@ -147,12 +150,10 @@ class Trainer:
         if options.save_every:
             self._save()
 
-    def _step(self, examples: Sequence[TokenizedExample]) -> tuple[float, int]:
-        """One optimizer step; the loss per answer token and the tokens read."""
+    def _step(self, indices: Sequence[int]) -> tuple[float, int]:
+        """One optimizer step on these rows; the loss per answer token and the tokens read."""
         size = self._options.batch_size
-        batches = [
-            collate(examples[start : start + size], self._pad_token_id) for start in range(0, len(examples), size)
-        ]
+        batches = [self._batch(indices[start : start + size]) for start in range(0, len(indices), size)]
         loss = self._backward(batches)
         parameters = list(self.trainable.named_parameters().values())
         self.trainable.project_gradients()
@@ -165,13 +166,31 @@ class Trainer:
         self.trainable.retract()
         return loss, sum(batch.num_tokens for batch in batches)
 
+    def _batch(self, indices: Sequence[int]) -> Batch:
+        if self._prefixes is not None:
+            return self._prefixes.batch(indices)
+        return collate([self._data.examples[index] for index in indices], self._pad_token_id)
+
+    def _build_prefixes(self) -> PrefixCache | None:
+        """Keys and values that no step changes, where keeping them pays."""
+        examples, options = self._data.examples, self._options
+        rules = [spec.intervention_positions for spec in self.trainable.specs]
+        lengths = [num_unedited(rules, len(example.prompt_ids)) for example in examples]
+        if not is_worthwhile(self._model, lengths, examples, options.prefix_cache_mb * 10**6):
+            return None
+        with self._precision():
+            return PrefixCache(self._model, examples, lengths, self._pad_token_id, options.batch_size)
+
+    def _precision(self) -> torch.autocast:
+        is_reduced = self._options.precision == "bfloat16"
+        return torch.autocast(self._model.device.type, torch.bfloat16, enabled=is_reduced)
+
     def _backward(self, batches: Sequence[Batch]) -> float:
         num_answer_tokens = sum(batch.num_answer_tokens for batch in batches)
         edits, total = self.trainable.site_edits(), 0.0
-        is_reduced = self._options.precision == "bfloat16"
         for batch in batches:
             # Divided by the tokens of the whole step, so that accumulation equals one large batch.
-            with torch.autocast(self._model.device.type, torch.bfloat16, enabled=is_reduced):
+            with self._precision():
                 loss = answer_loss(self._model, batch, edits) / num_answer_tokens
             loss.backward()
             total += loss.item()
