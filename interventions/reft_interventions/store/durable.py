@@ -68,7 +68,7 @@ def remove_older_than(folder: Path, age_s: float) -> None:
     oldest = time.time() - age_s
     for path in folder.iterdir():
         try:
-            if path.stat().st_mtime < oldest:
+            if path.is_file() and path.stat().st_mtime < oldest:
                 path.unlink()
         except FileNotFoundError:
             continue  # its owner was faster
