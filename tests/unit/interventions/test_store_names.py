@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reft_interventions import save
@@ -36,6 +36,7 @@ def test_check_name_accepts_plain_names(name: str) -> None:
     assert check_name(name) == name
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_accepted_name_is_one_folder_inside_the_store(name: str) -> None:
     try:
@@ -48,6 +49,7 @@ def test_any_accepted_name_is_one_folder_inside_the_store(name: str) -> None:
     assert name.isascii()
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[a-z0-9._-]{1,66}", fullmatch=True))
 def test_names_near_the_rule_are_safe_too(name: str) -> None:
     try:
