@@ -17,11 +17,19 @@ def locate_model(name: str) -> tuple[str, str]:
     """The folder or hub id to load, and the model's name for the manifest.
 
     Raises:
-        TrainingError: the default model has not been fetched yet.
+        TrainingError: there is no such folder, or the default model has not been fetched yet.
     """
     if name.lower() != DEFAULT_MODEL or Path(name).is_dir():
         folder = Path(name).expanduser()
-        return (str(folder), folder.resolve().name) if folder.is_dir() else (name, name)
+        if folder.is_dir():
+            return str(folder), folder.resolve().name
+        if name.count("/") != 1 or name.startswith((".", "~", "/")):
+            raise TrainingError(
+                f"the model {name!r} is neither a folder, nor a Hugging Face id (organisation/name), "
+                f"nor {DEFAULT_MODEL!r}",
+                param="model",
+            )
+        return name, name
     models = _cache_folder() / "models"
     folders = sorted(path for path in models.glob(f"{DEFAULT_MODEL}-*") if (path / "config.json").is_file())
     if not folders:

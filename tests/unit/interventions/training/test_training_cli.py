@@ -55,16 +55,20 @@ def test_cli_counts_rows_that_are_too_long(arguments, capsys):
         (["--resume"], "can't be read"),
         (["--output", "greeter.pt"], "must end in .safetensors"),
         (["--eval-fraction", "0.2", "--eval-data", "x.jsonl"], "not both"),
-        (["--model", "absent-model"], "can't be loaded"),
+        (["--model", "absent-model"], "neither a folder"),
     ],
 )
-def test_cli_refuses_in_one_line(arguments, capsys, monkeypatch, extra, reason):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_cli_refuses_in_one_line(arguments, capsys, extra, reason):
     assert main([*arguments, *extra]) == 1
     message = capsys.readouterr().err
     assert message.startswith("reft-train: ")
     assert reason in message
     assert "Traceback" not in message
+
+
+def test_cli_refuses_a_folder_without_a_model(arguments, capsys, tmp_path):
+    assert main([*arguments, "--model", str(tmp_path)]) == 1
+    assert "can't be loaded" in capsys.readouterr().err
 
 
 def test_cli_resumes_from_the_checkpoint_and_removes_it_at_the_end(arguments, tmp_path, monkeypatch):
