@@ -102,8 +102,8 @@ class KVCache:
         for slab in self._slabs:
             if slab.capacity == capacity and slab.free_rows:
                 return self._take(slab)
-        slab = self._new_slab(capacity)
-        return None if slab is None else self._take(slab)
+        new_slab = self._new_slab(capacity)
+        return None if new_slab is None else self._take(new_slab)
 
     def grow(self, slot: KVSlot, num_tokens: int, num_filled: int) -> KVSlot | None:
         """Move a sequence to a larger slot, its first `num_filled` tokens with it; None when there is no room."""

@@ -42,10 +42,11 @@ def sample(logits: Tensor, sequences: tuple[Sequence, ...]) -> list[SampledToken
         chosen[random_rows] = _draw(logits[random_rows], [sequences[i] for i in random_rows])
     token_ids: list[int] = chosen.tolist()
     logprobs = _logprobs(logits, token_ids, sequences, is_finite)
-    return [
-        SampledToken(token_id, *logprobs.get(row, (None, ())), is_finite=is_finite[row])
-        for row, token_id in enumerate(token_ids)
-    ]
+    tokens = []
+    for row, token_id in enumerate(token_ids):
+        logprob, top_logprobs = logprobs.get(row, (None, ()))
+        tokens.append(SampledToken(token_id, logprob, top_logprobs, is_finite[row]))
+    return tokens
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
