@@ -17,17 +17,26 @@ class IncrementalDetokenizer:
     Args:
         decode: token ids to text.
         byte_token_ids: ids of byte-fallback tokens (`<0x00>` ...); empty for other vocabularies.
+        special_token_ids: ids that `decode` leaves out.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], byte_token_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        byte_token_ids: frozenset[int] = frozenset(),
+        special_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
         self._decode = decode
         self._byte_token_ids = byte_token_ids
+        self._special_token_ids = special_token_ids
         self._context: list[int] = []  # tokens whose text is out; decoders look at what stands before
         self._context_text = ""
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
         """Add a token; the text that is settled now and was not before."""
+        if token_id in self._special_token_ids:
+            return ""
         self._pending.append(token_id)
         if token_id in self._byte_token_ids:
             return ""

@@ -25,6 +25,9 @@ class Tokenization:
         self._tokenizer = tokenizer
         self._byte_values = _byte_level_alphabet() if _is_byte_level(tokenizer) else None
         self._byte_token_ids = _byte_fallback_ids(tokenizer)
+        self._special_token_ids = frozenset(
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+        )
 
     async def encode(self, text: str, *, param: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of a text.
@@ -60,7 +63,7 @@ class Tokenization:
 
     def detokenizer(self) -> IncrementalDetokenizer:
         """A fresh one, for one answer."""
-        return IncrementalDetokenizer(self.decode, self._byte_token_ids)
+        return IncrementalDetokenizer(self.decode, self._byte_token_ids, self._special_token_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes of one token, which may be a part of a character."""

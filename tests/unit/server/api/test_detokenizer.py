@@ -75,6 +75,11 @@ def test_detokenizer_flushes_an_incomplete_character_at_the_end() -> None:
     assert deltas("byte-level", [by_byte[b"\xf0"], by_byte[b"\x9f"]]) == ["", "", "\ufffd"]
 
 
+def test_detokenizer_sees_a_byte_run_through_a_special_token() -> None:
+    # ids of <0x00>, <eos>, <0x80>: with the special token left out, two bytes that are no text together
+    assert deltas("byte-fallback", [1, 0, 129]) == ["", "", "", "\ufffd\ufffd"]
+
+
 def test_detokenizer_leaves_special_tokens_out() -> None:
     ids = byte_level_ids("ab")
     assert "".join(deltas("byte-level", [ids[0], 0, *ids[1:], 0])) == "ab"
