@@ -7,8 +7,10 @@ from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import Request
+from starlette.types import Scope
 
 from reft_server.engine.types import Engine
+from reft_server.errors import ReftError
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
 
@@ -32,7 +34,16 @@ class ApiContext:
 
 def get_context(request: Request) -> ApiContext:
     """The context of the app that serves `request`."""
-    context = request.app.state.context
+    return _context(request.scope)
+
+
+def count_error(scope: Scope, error: ReftError) -> None:
+    """Count a failed request, wherever on its way it failed."""
+    _context(scope).metrics.count_error(error.code)
+
+
+def _context(scope: Scope) -> ApiContext:
+    context = scope["app"].state.context
     if not isinstance(context, ApiContext):
         raise TypeError("the app was not made by create_app")
     return context

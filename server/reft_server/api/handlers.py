@@ -16,7 +16,7 @@ from reft_server.errors import (
     RouteNotFoundError,
 )
 
-from .context import get_context
+from .context import count_error
 from .errors_table import error_response
 
 
@@ -30,7 +30,7 @@ def install_handlers(app: FastAPI) -> None:
 async def _handle_reft_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ReftError):
         raise error
-    get_context(request).metrics.count_error(error.code)
+    count_error(request.scope, error)
     return error_response(error)
 
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reft_server.errors import EngineOverloadedError, InternalServerError, PayloadTooLargeError, ReftError
 
+from .context import count_error
 from .errors_table import error_response
 from .settings import ApiSettings
 
@@ -50,12 +51,12 @@ class RequestMiddleware:
         except ClientDisconnect:
             logger.debug("client_disconnected request_id=%s", sent.request_id)
         except ReftError as error:
-            await error_response(error)(scope, receive, sent)
+            await _refuse(error, scope, receive, sent)
         except Exception:
             logger.exception("request_failed request_id=%s path=%s", sent.request_id, scope["path"])
             if sent.has_started:
                 raise
-            await error_response(InternalServerError(sent.request_id))(scope, receive, sent)
+            await _refuse(InternalServerError(sent.request_id), scope, receive, sent)
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_upload = scope["path"] == UPLOAD_PATH
@@ -74,6 +75,11 @@ class RequestMiddleware:
             await self._app(scope, body.receive, send)
         finally:
             self._num_generating -= 1
+
+
+async def _refuse(error: ReftError, scope: Scope, receive: Receive, send: Send) -> None:
+    count_error(scope, error)
+    await error_response(error)(scope, receive, send)
 
 
 class _RequestIdHeaders:

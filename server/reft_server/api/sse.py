@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
@@ -13,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from reft_server.errors import InternalServerError, ReftError
 
+from .context import count_error
 from .disconnect import run_until_disconnect
 from .errors_table import error_json
 
@@ -57,17 +57,20 @@ class EventStreamResponse(Response):
                 await _send_event(send, event)
             await _send_event(send, DONE)
         except ReftError as error:
-            await _send_event(send, error_json(error))
+            await _send_error(scope, send, error)
         except (OSError, ClientDisconnect) as error:
             raise ClientDisconnect from error
-        except asyncio.CancelledError:
-            raise
-        except Exception:
+        except Exception:  # the client must get an end, whatever broke; the log keeps the cause
             request_id = scope.get("state", {}).get("request_id", "")
-            logger.exception("stream failed request_id=%s", request_id)
-            await _send_event(send, error_json(InternalServerError(request_id)))
+            logger.exception("stream_failed request_id=%s", request_id)
+            await _send_error(scope, send, InternalServerError(request_id))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _send_event(send: Send, data: str) -> None:
     await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+
+
+async def _send_error(scope: Scope, send: Send, error: ReftError) -> None:
+    count_error(scope, error)
+    await _send_event(send, error_json(error))

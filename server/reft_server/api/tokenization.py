@@ -23,6 +23,7 @@ class Tokenization:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        _forget_truncation(tokenizer)
         self._byte_values = _byte_level_alphabet() if _is_byte_level(tokenizer) else None
         self._byte_token_ids = _byte_fallback_ids(tokenizer)
         self._special_token_ids = frozenset(
@@ -115,6 +116,17 @@ def check_encodable(text: str, param: str) -> None:
         raise InvalidRequestError(
             f"Character {error.start} is half a surrogate pair, which is no text", param=param
         ) from error
+
+
+def _forget_truncation(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Drop truncation and padding that the model's files ask for: they would cut prompts without a word.
+
+    transformers would also switch them off in every call, and the switch fails while another thread tokenizes.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
 
 
 def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -111,7 +111,10 @@ async def _plan(
     is_limit_given: bool,
 ) -> GenerationPlan:
     window = context.engine.model_info.max_model_len
-    limits = [_fit(prompt, sampling.max_tokens, window, is_limit_given=is_limit_given) for prompt in prompts]
+    param = "prompt" if isinstance(body, CompletionRequest) else "messages"
+    limits = [
+        _fit(prompt, sampling.max_tokens, window, param=param, is_limit_given=is_limit_given) for prompt in prompts
+    ]
     applied, folded = await _resolve(context, body)
     response_id = f"{prefix}-{uuid.uuid4().hex}"
     requests = tuple(
@@ -144,16 +147,16 @@ def _wrap_seed(seed: int) -> int:
     return (seed + 2**63) % 2**64 - 2**63
 
 
-def _fit(prompt: tuple[int, ...], max_tokens: int, window: int, *, is_limit_given: bool) -> int:
+def _fit(prompt: tuple[int, ...], max_tokens: int, window: int, *, param: str, is_limit_given: bool) -> int:
     """New tokens for this prompt: as asked, or as many as are left when the limit is only a default."""
     if not prompt:
-        raise InvalidRequestError("The prompt is empty: give at least one token", param="prompt")
+        raise InvalidRequestError("The prompt is empty: give at least one token", param=param)
     left = window - len(prompt)
     if left < 1 or (is_limit_given and max_tokens > left):
         asked = f" and {max_tokens} new tokens" if is_limit_given else ""
         raise PromptTooLongError(
             f"The prompt has {len(prompt)} tokens{asked}; the context window is {window} tokens",
-            param="prompt" if left < 1 else "max_tokens",
+            param=param if left < 1 else "max_tokens",
         )
     return min(max_tokens, left)
 

@@ -177,7 +177,7 @@ def test_wrong_route_is_an_error_object(client: TestClient, method: str, path: s
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
         ({"messages": [{"role": "assistant", "content": "first"}]}, "messages"),
-        ({"messages": [{"role": "user", "content": "long " * 1000}]}, "prompt"),
+        ({"messages": [{"role": "user", "content": "long " * 1000}]}, "messages"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, None),
         ({"top_logprobs": 2}, None),
         ({"logprobs": 3}, "logprobs"),

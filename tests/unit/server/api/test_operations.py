@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from reft_server.engine.types import EngineStats
+from reft_server.errors import EngineStepError
 from reft_server.metrics import Metrics
 from tests.fakes.engine import FakeEngine
 
@@ -67,6 +68,19 @@ def test_metrics_count_what_happened(client: TestClient, engine: FakeEngine) -> 
     assert values["reft:time_to_first_token_seconds_count", ()] == 3
     assert values["reft:inter_token_latency_seconds_count", ()] == num_prompt
     assert values["reft:e2e_request_latency_seconds_count", ()] == 3
+
+
+def test_metrics_count_errors_wherever_they_arise(make_client: Any, engine: FakeEngine) -> None:
+    client = make_client(max_body_bytes=2000, request_timeout_s=60)
+    client.post("/v1/completions", content=b" " * 3000)
+    client.get("/nothing")
+    engine.fail, engine.fail_after = RuntimeError("before the first token"), 0
+    complete(client)
+    engine.fail, engine.fail_after = EngineStepError("midway"), 1
+    complete(client, prompt="a longer prompt", stream=True)
+    values = samples(client)
+    codes = ("payload_too_large", "route_not_found", "internal_error", "engine_step_failed")
+    assert [values["reft:request_errors_total", (code,)] for code in codes] == [1, 1, 1, 1]
 
 
 def test_metrics_bound_the_interventions_they_name() -> None:
