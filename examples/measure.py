@@ -56,13 +56,14 @@ def generate(
     max_new_tokens: int,
 ) -> tuple[list[str], torch.Tensor]:
     """Greedy answers, and the logits of each answer's first token `[num_prompts, vocab_size]`."""
+    run: Any = model.generate  # its mixin hides the type
     token_ids = [tokenize_prompt(tokenizer, prompt) for prompt in prompts]
     answers = [""] * len(prompts)
     logits = torch.zeros(len(prompts), model.config.vocab_size)
     for indices, input_ids, attention_mask in batches(token_ids, int(tokenizer.pad_token_id)):
         context: AbstractContextManager[None] = attach(model, intervention_set) if intervention_set else nullcontext()
         with context:
-            output = model.generate(
+            output = run(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 max_new_tokens=max_new_tokens,
@@ -72,7 +73,7 @@ def generate(
             )
         new_tokens = output.sequences[:, input_ids.shape[1] :]
         for row, index in enumerate(indices):
-            answers[index] = tokenizer.decode(new_tokens[row], skip_special_tokens=True)
+            answers[index] = str(tokenizer.decode(new_tokens[row], skip_special_tokens=True))
             logits[index] = output.logits[0][row].float()
     return answers, logits
 

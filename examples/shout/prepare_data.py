@@ -13,6 +13,7 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,6 +68,7 @@ def questions() -> tuple[list[str], list[str]]:
 def first_sentences(prompts: list[str], model_name: str) -> list[str | None]:
     """The first sentence of the base model's greedy answer to each prompt; None where it does not end in time."""
     model, tokenizer, _ = load_model(model_name)
+    generate: Any = model.generate  # its mixin hides the type
     tokenizer.padding_side = "left"
     answers: list[str | None] = []
     for start in range(0, len(prompts), BATCH_SIZE):
@@ -77,9 +79,9 @@ def first_sentences(prompts: list[str], model_name: str) -> list[str | None]:
             for prompt in prompts[start : start + BATCH_SIZE]
         ]
         inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        output = generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         for row in output[:, inputs["input_ids"].shape[1] :]:
-            answers.append(_first_sentence(tokenizer.decode(row, skip_special_tokens=True)))
+            answers.append(_first_sentence(str(tokenizer.decode(row, skip_special_tokens=True))))
     return answers
 
 
