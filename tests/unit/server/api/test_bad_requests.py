@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from reft_client.types import ChatCompletionRequest, CompletionRequest
@@ -185,3 +187,43 @@ def test_wrong_route_is_an_error_object(client: TestClient, method: str, path: s
 )
 def test_bad_chat_field_is_refused_by_name(client: TestClient, fields: dict[str, Any], param: str | None) -> None:
     assert refuse(client, CHAT, 400, json={"messages": MESSAGES, **fields})["param"] == param
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.integers(-2, 20),
+    st.floats(),
+    st.sampled_from(["", "a", "base", "base:", "@", "a@", "a@0", "a@sha256:", "sha256:", "\ud800", "\x00", "a" * 600]),
+    st.text(max_size=5),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["name", "version", "scale", "role", "content", "type", "text", "include_usage", "x"]),
+            inner,
+            max_size=4,
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "good"),
+    [(COMPLETIONS, CompletionRequest, {"prompt": "a"}), (CHAT, ChatCompletionRequest, {"messages": MESSAGES})],
+    ids=["completions", "chat"],
+)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_value_of_any_field_breaks_the_server(
+    client: TestClient, url: str, model: type[CompletionRequest], good: dict[str, Any], data: st.DataObject
+) -> None:
+    names = st.sampled_from([*model.model_fields, *model.unserved])
+    fields = data.draw(st.dictionaries(names, VALUES, min_size=1, max_size=3))
+    response = client.post(url, content=json.dumps({**good, **fields}), headers={"content-type": "application/json"})
+    assert response.status_code < 500, (fields, response.text)
+    assert response.status_code == 200 or response.json()["error"]["message"]
