@@ -43,6 +43,10 @@ class ProgressReporter:
     ) -> None:
         self._bar.stop()
 
+    def preparing(self, num_tokens: int) -> None:
+        """The unedited tokens of all prompts go through the base model once."""
+        self._console.print(f"reading {num_tokens:,} prompt tokens that no edit changes; steps then skip them")
+
     def started(self, num_steps: int, first_step: int, num_parameters: int) -> None:
         """Training begins, or goes on after `first_step` steps."""
         self._num_steps, self._first_step, self._started_s = num_steps, first_step, time.monotonic()

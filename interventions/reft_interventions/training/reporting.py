@@ -10,6 +10,9 @@ from .loss import Evaluation
 class Reporter(Protocol):
     """Shows a run's progress."""
 
+    def preparing(self, num_tokens: int, /) -> None:
+        """The unedited tokens of all prompts go through the base model once."""
+
     def started(self, num_steps: int, first_step: int, num_parameters: int, /) -> None:
         """Training begins, or goes on after `first_step` of its `num_steps` optimizer steps."""
 
@@ -22,6 +25,9 @@ class Reporter(Protocol):
 
 class SilentReporter:
     """Shows nothing."""
+
+    def preparing(self, *_: object) -> None:
+        return
 
     def started(self, *_: object) -> None:
         return

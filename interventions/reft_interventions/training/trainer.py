@@ -116,7 +116,7 @@ class Trainer:
         """
         reporter = reporter or SilentReporter()
         before = self._evaluate(reporter, "before", with_edits=False)
-        self._prefixes = self._build_prefixes()
+        self._prefixes = self._build_prefixes(reporter)
         reporter.started(self._num_steps, self._progress.step, self.trainable.num_parameters)
         while self._progress.epoch < self._options.epochs and not self._is_stopped():
             self._run_epoch(reporter)
@@ -171,13 +171,14 @@ class Trainer:
             return self._prefixes.batch(indices)
         return collate([self._data.examples[index] for index in indices], self._pad_token_id)
 
-    def _build_prefixes(self) -> PrefixCache | None:
+    def _build_prefixes(self, reporter: Reporter) -> PrefixCache | None:
         """Keys and values that no step changes, where keeping them pays."""
         examples, options = self._data.examples, self._options
         rules = [spec.intervention_positions for spec in self.trainable.specs]
         lengths = [num_unedited(rules, len(example.prompt_ids)) for example in examples]
         if not is_worthwhile(self._model, lengths, examples, options.prefix_cache_mb * 10**6):
             return None
+        reporter.preparing(sum(lengths))
         with self._precision():
             return PrefixCache(self._model, examples, lengths, self._pad_token_id, options.batch_size)
 

@@ -144,6 +144,9 @@ class InterruptAt:
     def __init__(self, step):
         self._step = step
 
+    def preparing(self, *_):
+        return
+
     def started(self, *_):
         return
 
