@@ -63,6 +63,12 @@ class Comparison:
         assert self.num_ties <= 0.01 * self.num_compared, f"{self.num_ties} ties in {self.num_compared}"
 
 
+def relative_margin(logits: torch.Tensor) -> float:
+    """How far apart the two best of `[vocab_size]` logits are, relative to their spread."""
+    best = logits.topk(2).values
+    return float((best[0] - best[1]) / (logits.max() - logits.min()))
+
+
 def reference(model: PreTrainedModel, case: Case) -> Expected:
     """One request alone on the plain model, with hooks."""
     with torch.inference_mode(), attach(model, list(case.sets)):
@@ -74,10 +80,7 @@ def reference(model: PreTrainedModel, case: Case) -> Expected:
             output_logits=True,
             return_dict_in_generate=True,
         )
-    margins = []
-    for logits in output.logits:
-        best = logits[0].topk(2).values
-        margins.append(float((best[0] - best[1]) / (logits.max() - logits.min())))
+    margins = [relative_margin(logits[0]) for logits in output.logits]
     return Expected(output.sequences[0, len(case.prompt) :].tolist(), margins)
 
 
