@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -46,9 +47,27 @@ def answer_logits(model: PreTrainedModel, batch: Batch, edits: Sequence[SiteEdit
         arguments["position_ids"] = batch.position_ids.to(model.device)
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = num_columns
-    with hook_edits(model, edits, batch.prompt_lengths):
+    with hook_edits(model, edits, batch.prompt_lengths), _contiguous_head_input(model):
         logits: Tensor = model(**arguments).logits
     return logits[:, -num_columns:], batch.labels[:, first:].to(model.device)
+
+
+@contextmanager
+def _contiguous_head_input(model: PreTrainedModel) -> Iterator[None]:
+    """Hand the output head a contiguous tensor.
+
+    From the slice that `logits_to_keep` makes, torch runs one small product per row: 3.1 s instead of 0.2 s of a step
+    with 32 rows of 4 tokens.
+    """
+
+    def make_contiguous(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].contiguous(), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(make_contiguous)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch, edits: Sequence[SiteEdit]) -> Tensor:
