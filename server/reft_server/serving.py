@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ from reft_interventions import BaseModelSpec
 from reft_interventions.file_format import FileLimits
 from reft_interventions.store import InterventionStore
 from reft_server.api.app import create_app
+from reft_server.api.context import ApiContext
 from reft_server.base_model import load_base_model
 from reft_server.config import Settings
 from reft_server.engine import build_engine
@@ -31,8 +33,10 @@ from reft_server.registry import Registry
 
 logger = logging.getLogger(__name__)
 
+_ANSWER_MARGIN_S = 5
+"""Time after the requests' own in which those that the stopping engine ended get their error through."""
 _STOP_MARGIN_S = 10
-"""Time after the requests' own that the engine gets to stop; then the process ends without it."""
+"""Time after the requests' own that the whole shutdown gets; then the process ends without it."""
 
 
 def build_app(settings: Settings) -> FastAPI:
@@ -88,11 +92,27 @@ def _preloading(inner: Lifespan[Any], registry: Registry, folder: Path) -> Lifes
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn that says when it is ready, and that a signal always ends."""
+    """uvicorn that says when it is ready, ends requests with an error instead of a cut, and that a signal always ends.
 
-    def __init__(self, config: uvicorn.Config, ready_text: str, stop_deadline_s: float) -> None:
+    Args:
+        stop_engine: ends every request that runs or waits, with a typed error.
+        grace_s: time that requests get to finish at shutdown before `stop_engine`.
+        stop_deadline_s: time from the signal to the end of the process, whatever hangs.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ready_text: str,
+        stop_engine: Callable[[], Awaitable[None]],
+        *,
+        grace_s: float,
+        stop_deadline_s: float,
+    ) -> None:
         super().__init__(config)
         self._ready_text = ready_text
+        self._stop_engine = stop_engine
+        self._grace_s = grace_s
         self._stop_deadline_s = stop_deadline_s
         self._has_deadline = False
 
@@ -101,6 +121,18 @@ class HttpServer(uvicorn.Server):
         if self.started:
             sys.stdout.write(self._ready_text)
             sys.stdout.flush()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        stopper = asyncio.create_task(self._stop_engine_after_grace())
+        try:
+            await super().shutdown(sockets=sockets)
+        finally:
+            stopper.cancel()
+
+    async def _stop_engine_after_grace(self) -> None:
+        await asyncio.sleep(self._grace_s)
+        logger.warning("server_stop grace_s=%g: ending the requests that still run", self._grace_s)
+        await self._stop_engine()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -130,10 +162,17 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
         log_config=None,
         access_log=settings.log_level == "debug",
         lifespan="on",
-        timeout_graceful_shutdown=settings.shutdown_timeout_s,
+        timeout_graceful_shutdown=settings.shutdown_timeout_s + _ANSWER_MARGIN_S,
         server_header=False,
     )
-    server = HttpServer(config, ready_text(listener), settings.shutdown_timeout_s + _STOP_MARGIN_S)
+    context: ApiContext = app.state.context
+    server = HttpServer(
+        config,
+        ready_text(listener),
+        context.engine.stop,
+        grace_s=settings.shutdown_timeout_s,
+        stop_deadline_s=settings.shutdown_timeout_s + _STOP_MARGIN_S,
+    )
     server.run(sockets=[listener])
     return 0 if server.started else 1
 
