@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,32 +37,38 @@ def attend(
     Returns:
         `[num_tokens, num_heads, value_dim]`.
     """
-    out = query.new_empty(*query.shape[:-1], value.shape[-1])
+    call = _Call(
+        layer, query, key, value, query.new_empty(*query.shape[:-1], value.shape[-1]), scale, sliding_window, softcap
+    )
     for group in batch.decode_groups:
-        _decode(group, layer, query, key, value, out, scale, sliding_window, softcap)
+        _decode(group, call)
     for chunk in batch.prefill_chunks:
-        _prefill(chunk, layer, query, key, value, out, scale, sliding_window, softcap)
-    return out
+        _prefill(chunk, call)
+    return call.out
 
 
-def _decode(
-    group: DecodeGroup,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    scale: float,
-    sliding_window: int | None,
-    softcap: float | None,
-) -> None:
+@dataclass(frozen=True)
+class _Call:
+    """What `attend` was called with, and where the result goes."""
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    scale: float
+    sliding_window: int | None
+    softcap: float | None
+
+
+def _decode(group: DecodeGroup, call: _Call) -> None:
     """One token per sequence: a single call over the slab's rows, query heads packed by KV head."""
-    keys, values = group.slab.keys[layer], group.slab.values[layer]
+    keys, values = group.slab.keys[call.layer], group.slab.values[call.layer]
     tokens = slice(group.start, group.end)
-    keys[group.rows, :, group.positions] = key[tokens]
-    values[group.rows, :, group.positions] = value[tokens]
-    num_kv_heads = key.shape[1]
-    packed = query[tokens].unflatten(1, (num_kv_heads, -1))  # [num_sequences, num_kv_heads, group, key_dim]
+    keys[group.rows, :, group.positions] = call.key[tokens]
+    values[group.rows, :, group.positions] = call.value[tokens]
+    num_kv_heads = call.key.shape[1]
+    packed = call.query[tokens].unflatten(1, (num_kv_heads, -1))  # [num_sequences, num_kv_heads, group, key_dim]
     if not group.is_dense:
         packed = packed.new_zeros(group.num_view_rows, *packed.shape[1:]).index_copy_(0, group.rows, packed)
     view = slice(0, group.num_view_rows)
@@ -68,41 +76,31 @@ def _decode(
         packed,
         keys[view, :, : group.max_length],
         values[view, :, : group.max_length],
-        group.mask(sliding_window, query.dtype),
-        scale,
-        softcap,
+        group.mask(call.sliding_window, call.query.dtype),
+        call.scale,
+        call.softcap,
     )
     if not group.is_dense:
         attended = attended.index_select(0, group.rows)
-    out[tokens] = attended.flatten(1, 2)
+    call.out[tokens] = attended.flatten(1, 2)
 
 
-def _prefill(
-    chunk: PrefillChunk,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    scale: float,
-    sliding_window: int | None,
-    softcap: float | None,
-) -> None:
+def _prefill(chunk: PrefillChunk, call: _Call) -> None:
     """Several tokens of one sequence, after `chunk.first` that are cached already."""
-    keys, values = chunk.slab.keys[layer][chunk.row], chunk.slab.values[layer][chunk.row]
+    keys, values = chunk.slab.keys[call.layer][chunk.row], chunk.slab.values[call.layer][chunk.row]
     tokens = slice(chunk.start, chunk.end)
-    keys[:, chunk.first : chunk.last] = key[tokens].transpose(0, 1)
-    values[:, chunk.first : chunk.last] = value[tokens].transpose(0, 1)
-    visible = chunk.mask(sliding_window, query.device)
-    queries = query[tokens].transpose(0, 1)[None]  # [1, num_heads, num_tokens, key_dim]
+    keys[:, chunk.first : chunk.last] = call.key[tokens].transpose(0, 1)
+    values[:, chunk.first : chunk.last] = call.value[tokens].transpose(0, 1)
+    visible = chunk.mask(call.sliding_window, call.query.device)
+    queries = call.query[tokens].transpose(0, 1)[None]  # [1, num_heads, num_tokens, key_dim]
     past_keys, past_values = keys[None, :, : chunk.last], values[None, :, : chunk.last]
-    if softcap is None:
+    if call.softcap is None:
         attended = F.scaled_dot_product_attention(
-            queries, past_keys, past_values, visible, is_causal=visible is None, scale=scale, enable_gqa=True
+            queries, past_keys, past_values, visible, is_causal=visible is None, scale=call.scale, enable_gqa=True
         )
     else:
-        attended = _softcapped_prefill(queries, past_keys, past_values, visible, scale, softcap)
-    out[tokens] = attended[0].transpose(0, 1)
+        attended = _softcapped_prefill(queries, past_keys, past_values, visible, call.scale, call.softcap)
+    call.out[tokens] = attended[0].transpose(0, 1)
 
 
 def _softcapped_prefill(

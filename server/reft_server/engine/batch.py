@@ -57,24 +57,20 @@ class DecodeGroup:
 
     def mask(self, sliding_window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Additive mask `[num_view_rows, 1, 1, max_length]`; None when every key is visible to every row."""
-        return self._masks(sliding_window, dtype)
+        key = (sliding_window, dtype)
+        if key not in self._mask_cache:
+            index = torch.arange(self.max_length, device=self.lengths.device)
+            is_hidden = index >= self.lengths[:, None]
+            if sliding_window is not None:
+                is_hidden |= index < self.lengths[:, None] - sliding_window
+            blank = torch.zeros(is_hidden.shape, dtype=dtype, device=is_hidden.device)
+            mask = blank.masked_fill_(is_hidden, float("-inf"))[:, None, None]
+            self._mask_cache[key] = mask if bool(is_hidden.any()) else None
+        return self._mask_cache[key]
 
     @cached_property
     def _mask_cache(self) -> dict[tuple[int | None, torch.dtype], Tensor | None]:
         return {}
-
-    def _masks(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        key = (window, dtype)
-        if key not in self._mask_cache:
-            index = torch.arange(self.max_length, device=self.lengths.device)
-            lengths = self.lengths[:, None]
-            hidden = index >= lengths
-            if window is not None:
-                hidden |= index < lengths - window
-            blank = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-            mask = blank.masked_fill_(hidden, float("-inf"))[:, None, None] if bool(hidden.any()) else None
-            self._mask_cache[key] = mask
-        return self._mask_cache[key]
 
 
 @dataclass(frozen=True)
