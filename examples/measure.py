@@ -99,10 +99,14 @@ def measure_labels(
     }
     for name, intervention_set in (("base", None), ("ours", trained)):
         answers, logits = generate(model, tokenizer, [row["prompt"] for row in rows], intervention_set, 4)
-        likeliest = [labels[index] for index in logits[:, first_tokens].argmax(dim=1).tolist()]
+        chosen = logits[:, first_tokens].log_softmax(dim=1)  # [num_prompts, num_labels]
+        likeliest = [labels[index] for index in chosen.argmax(dim=1).tolist()]
+        # A model that prefers one label whatever the prompt may still rank the prompts well.
+        centered = [labels[index] for index in (chosen - chosen.mean(dim=0)).argmax(dim=1).tolist()]
         written = [answer.strip() for answer in answers]
         results[name] = {
             "by_label_likelihood": scores(likeliest, wanted),
+            "by_centered_likelihood": scores(centered, wanted),
             "by_generation": scores(written, wanted),
         }
     return results

@@ -97,7 +97,22 @@ def split(rows: list[tuple[str, str, str]]) -> tuple[list[tuple[str, str, str]],
     train = [row for row in train if _letters(row[0]) not in test_subjects]
     random.Random(SEED).shuffle(train)
     random.Random(SEED).shuffle(test)
-    return train, test
+    return train, without_near_copies(test, train)
+
+
+def without_near_copies(
+    test: list[tuple[str, str, str]], train: list[tuple[str, str, str]]
+) -> list[tuple[str, str, str]]:
+    """Test rows that share at most half of their six-word sequences with any one training row."""
+    known = [_six_word_sequences(row) for row in train]
+    return [
+        row for row in test if all(2 * len((own := _six_word_sequences(row)) & other) <= len(own) for other in known)
+    ]
+
+
+def _six_word_sequences(row: tuple[str, str, str]) -> set[tuple[str, ...]]:
+    words = re.findall("[a-z]+", f"{row[0]} {row[1]}".lower())
+    return {tuple(words[start : start + 6]) for start in range(len(words) - 5)}
 
 
 def _letters(text: str) -> str:
