@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from typing import Annotated, BinaryIO
 
@@ -94,7 +95,7 @@ async def download_intervention(context: Context, name: str, version: VersionQue
     stored = _find(context, name, version)
     file = await asyncio.to_thread(context.registry.open, stored)
     headers = {
-        "content-length": str(stored.size_bytes),
+        "content-length": str(os.fstat(file.fileno()).st_size),
         "content-disposition": f'attachment; filename="{stored.name}-v{stored.version}.safetensors"',
         "etag": f'"{stored.content_hash}"',
     }
