@@ -51,3 +51,17 @@ def test_example_pages_quote_the_measured_accuracies(name):
     accuracies = [results["majority"]["accuracy"]]
     accuracies += [results[who][how]["accuracy"] for who in ("base", "ours") for how in results[who]]
     assert all(f"| {accuracy:.1%} |" in page for accuracy in accuracies)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_readme_quotes_the_measured_gains(name):
+    results = json.loads((EXAMPLES / name / "results.json").read_text(encoding="utf-8"))
+    if name == "shout":
+        figures = [results["base"]["capital_letters"], results["ours"]["capital_letters"]]
+    else:
+        best_base = max(reading["accuracy"] for reading in results["base"].values())
+        figures = [results["majority"]["accuracy"], best_base, results["ours"]["by_generation"]["accuracy"]]
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in readme.splitlines() if line.startswith(f"| [{name}]"))
+    assert all(f"{figure:.1%}" in row for figure in figures)
+    assert f"{results['num_held_out']} held-out" in row
