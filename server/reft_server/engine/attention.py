@@ -30,16 +30,15 @@ def attend(
     Args:
         batch: where each token's sequence lives.
         layer: index into the cache.
-        query: `[num_tokens, num_heads, key_dim]`.
+        query: `[num_tokens, num_heads, key_dim]`; rows past the batch's tokens are padding, and come out as zeros.
         key: `[num_tokens, num_kv_heads, key_dim]`; query heads share KV heads in consecutive groups.
         value: `[num_tokens, num_kv_heads, value_dim]`.
 
     Returns:
         `[num_tokens, num_heads, value_dim]`.
     """
-    call = _Call(
-        layer, query, key, value, query.new_empty(*query.shape[:-1], value.shape[-1]), scale, sliding_window, softcap
-    )
+    out = query.new_zeros(*query.shape[:-1], value.shape[-1])
+    call = _Call(layer, query, key, value, out, scale, sliding_window, softcap)
     for group in batch.decode_groups:
         _decode(group, call)
     for chunk in batch.prefill_chunks:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from .attention import attend
 from .batch import Batch
 from .kv_cache import KVLayout
-from .linear import Linear, make_linear
+from .linear import Linear, fewest_rows, make_linear
 
 _MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
@@ -76,6 +76,7 @@ class PackedModel:
         self._layers = [self._pack(layer) for layer in decoder.layers]
         self._norm = _norm(decoder.norm)
         lm_head: Any = model.lm_head
+        self._fewest_rows = fewest_rows(lm_head.weight)
         self._lm_head = make_linear(lm_head.weight, lm_head.bias)
         if lm_head.weight is not decoder.embed_tokens.weight:
             _free(lm_head)
@@ -86,8 +87,11 @@ class PackedModel:
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the sampled rows, `[num_sampled, vocab_size]`, model dtype; K and V land in the cache."""
         edit = batch.edits.apply
-        rotation = self._rotary.index_select(0, batch.positions)[:, None]  # [num_tokens, 1, head_dim / 2], complex
-        hidden = F.embedding(batch.input_ids, self._embedding)  # [num_tokens, hidden_size]
+        # Rows of padding come last; they are in no sequence, so nothing attends to them and nothing reads them.
+        padding = (0, max(self._fewest_rows - batch.num_tokens, 0))
+        positions = F.pad(batch.positions, padding)
+        rotation = self._rotary.index_select(0, positions)[:, None]  # [num_rows, 1, head_dim / 2], complex
+        hidden = F.embedding(F.pad(batch.input_ids, padding), self._embedding)  # [num_rows, hidden_size]
         for index, layer in enumerate(self._layers):
             edit(hidden, index, "block_input")
             inputs = layer.input_norm(hidden)
@@ -102,7 +106,9 @@ class PackedModel:
             edit(outputs, index, "mlp_output")
             hidden += outputs
             edit(hidden, index, "block_output")
-        return self._lm_head(self._norm(hidden.index_select(0, batch.sampled_rows)))
+        num_sampled = batch.sampled_rows.shape[0]
+        sampled = F.pad(batch.sampled_rows, (0, max(self._fewest_rows - num_sampled, 0)))
+        return self._lm_head(self._norm(hidden.index_select(0, sampled)))[:num_sampled]
 
     def _attend(self, batch: Batch, index: int, layer: _PackedLayer, inputs: Tensor, rotation: Tensor) -> Tensor:
         heads = layer.qkv(inputs).unflatten(-1, (-1, self._head_dim))  # [num_tokens, heads + 2 * kv_heads, head_dim]
