@@ -59,11 +59,10 @@ class LocalEngine:
 
     def submit(self, request: GenerationRequest) -> QueueStream:
         validate_request(request, self.model_info, self._kv_cache)
-        if not self.is_ready:
-            raise EngineDeadError("the engine is not running; try again once /ready answers 200")
         stream = QueueStream(asyncio.get_running_loop(), self._on_cancel)
         sequence = Sequence(request, stream)
         with self._wake:
+            self._check_ready()
             if len(self._inbox) + len(self._scheduler.waiting) >= self._settings.max_queue_len:
                 raise EngineOverloadedError(
                     f"{self._settings.max_queue_len} requests are waiting already; try again in a moment"
@@ -112,11 +111,14 @@ class LocalEngine:
                     future.set_exception(error)
 
         with self._wake:
-            if not self.is_ready:
-                raise EngineDeadError("the engine is not running; try again once /ready answers 200")
+            self._check_ready()
             self._jobs.append(job)
             self._wake.notify()
         return await asyncio.wrap_future(future)
+
+    def _check_ready(self) -> None:
+        if not self.is_ready:
+            raise EngineDeadError("the engine is not running; try again once /ready answers 200")
 
     def _on_cancel(self) -> None:
         with self._wake:

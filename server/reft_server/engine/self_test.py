@@ -17,8 +17,8 @@ from .batch import EditPlan
 from .single import Model, run_alone
 from .types import SelfTestReport, SelfTestSite
 
-_NUM_PROMPT_TOKENS = 12
-_NUM_GENERATED_TOKENS = 4
+_NUM_PROMPT_TOKENS = 6
+_NUM_GENERATED_TOKENS = 2
 _MAX_PROMPT_TOKENS = 1024
 
 
