@@ -9,28 +9,26 @@ from typing import Any
 from benchmarks.machine import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
+BATCH_SIZES = (1, 8, 32)
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 
 
 def section() -> str:
     """The text between the README's markers."""
-    serve, swap = _load("serve-batch32"), _load("swap")
-    machine, job, rates = serve["machine"], serve["job"], serve["tokens_per_s"]
+    runs, swap = [_load(f"serve-batch{size}") for size in BATCH_SIZES], _load("swap")
+    machine, job, ceiling = runs[-1]["machine"], runs[-1]["job"], runs[-1]["ceilings"]
     transport = "streamed over HTTP" if job["stream"] else "over HTTP"
-    sets, ceiling = job["sets"], serve["ceilings"]
     lines = [
         f"{machine['num_cores']} cores of an {machine['cpu']}, torch {machine['torch']}, {job['model']} in "
-        f"{job['dtype']}, commit {machine['commit']}. {job['num_requests']} requests of {job['num_prompt_tokens']} + "
-        f"{job['num_new_tokens']} tokens at once, greedy, {transport}; medians of {job['rounds']} paired rounds "
-        f"(`make bench`). At this machine's measured {ceiling['gemm_gflops']} GFLOP/s the job can reach "
-        f"{ceiling['tokens_per_s']:.0f} output tokens/s.",
+        f"{job['dtype']}, commit {machine['commit']}. Requests of {job['num_prompt_tokens']} + {job['num_new_tokens']} "
+        f"tokens, all at once, greedy, {transport}; HF `generate` runs the same prompts as one static batch without "
+        f"HTTP. Output tokens/s of the whole job, medians of {job['rounds']} paired rounds (`make bench`); ratios are "
+        f"taken within rounds. Mixed means {job['num_sets']} interventions ({job['sets']}). At this machine's measured "
+        f"{ceiling['gemm_gflops']} GFLOP/s, {job['num_requests']} requests can reach {ceiling['tokens_per_s']:.0f}.",
         "",
-        "| | output tokens/s | ratio (range over rounds) |",
-        "|---|---|---|",
-        f"| HF `generate`, one static batch, no HTTP | {rates['hf_generate']} | 1 |",
-        f"| reft-serve, base model | {rates['server_base']} | {_ratio(serve['base_over_hf'])} of `generate` |",
-        f"| reft-serve, {job['num_sets']} interventions mixed ({sets}) | {rates['server_mixed']} | "
-        f"{_ratio(serve['mixed_over_base'])} of base |",
+        "| requests | HF `generate` | base | mixed | base / `generate` (range) | mixed / base (range) |",
+        "|---|---|---|---|---|---|",
+        *map(_row, runs),
         "",
         f"Swapping, {swap['job']['num_sets']} sets ({swap['job']['sets']}), medians (`python -m benchmarks.swap`): "
         f"a warm request for one token takes {swap['warm_ms']['median']} ms. "
@@ -52,6 +50,14 @@ def main() -> None:
 def _load(name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return loaded
+
+
+def _row(run: dict[str, Any]) -> str:
+    rates = run["tokens_per_s"]
+    return (
+        f"| {run['job']['num_requests']} | {rates['hf_generate']} | {rates['server_base']} | {rates['server_mixed']} "
+        f"| {_ratio(run['base_over_hf'])} | {_ratio(run['mixed_over_base'])} |"
+    )
 
 
 def _ratio(ratio: dict[str, float]) -> str:
