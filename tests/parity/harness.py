@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from transformers import PreTrainedModel
 
-from reft_interventions import InterventionSet, attach
+from reft_interventions import FoldedSet, InterventionSet, attach
 from reft_server.engine import GenerationRequest, LocalEngine, SamplingParams
 
 TOLERANCE = 1e-4
@@ -63,6 +64,12 @@ class Comparison:
         assert self.num_ties <= 0.01 * self.num_compared, f"{self.num_ties} ties in {self.num_compared}"
 
 
+@cache
+def folded(one: InterventionSet, scale: float) -> FoldedSet:
+    """One object per set and scale, as the server's pool gives: rows of different requests then share a group."""
+    return one.fold().scaled(scale)
+
+
 def relative_margin(logits: torch.Tensor) -> float:
     """How far apart the two best of `[vocab_size]` logits are, relative to their spread."""
     best = logits.topk(2).values
@@ -92,7 +99,7 @@ async def generate(engine: LocalEngine, case: Case, after: asyncio.Event | None 
         request_id="test",
         prompt_token_ids=case.prompt,
         sampling=SamplingParams(max_tokens=case.max_tokens, temperature=0.0, ignore_eos=True),
-        interventions=tuple(one.fold().scaled(scale) for one, scale in case.sets),
+        interventions=tuple(folded(one, scale) for one, scale in case.sets),
     )
     token_ids: list[int] = []
     async for outputs in engine.submit(request):
