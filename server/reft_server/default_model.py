@@ -23,7 +23,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from reft_server.config import user_folder
+from reft_interventions.user_folders import DEFAULT_MODEL, default_cache_dir
 from reft_server.errors import ModelUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ _SCRATCH_PREFIX = ".fetch-"
 
 def default_model_path(cache_dir: Path | None = None) -> Path:
     """Where the default model's folder is, or will be once fetched."""
-    cache_dir = cache_dir or user_folder("XDG_CACHE_HOME", ".cache")
-    return cache_dir / "models" / f"smollm2-135m-instruct-q4_1-v{CONVERSION_VERSION}"
+    cache_dir = cache_dir or default_cache_dir()
+    return cache_dir / "models" / f"{DEFAULT_MODEL}-q4_1-v{CONVERSION_VERSION}"
 
 
 def cached_folder(cache_dir: Path) -> Path | None:

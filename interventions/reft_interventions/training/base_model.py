@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import TrainingError
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
+from ..user_folders import DEFAULT_MODEL, default_cache_dir
 
 
 def locate_model(name: str) -> tuple[str, str]:
@@ -59,7 +58,4 @@ def load_model(name: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTrai
 
 def _cache_folder() -> Path:
     configured = os.environ.get("REFT_CACHE_DIR")
-    if configured:
-        return Path(configured).expanduser()
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "reft-serve"
+    return Path(configured).expanduser() if configured else default_cache_dir()

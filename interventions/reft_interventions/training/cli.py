@@ -15,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 from ..errors import InterventionError, TrainingError
 from ..file_format import save
 from ..formulas import FORMULAS
-from .base_model import DEFAULT_MODEL, load_model
+from ..user_folders import DEFAULT_MODEL
+from .base_model import load_model
 from .data import Dataset, read_dataset, split_dataset
 from .options import RECIPES, TrainingOptions
 from .progress import ProgressReporter

@@ -113,7 +113,6 @@ class Batch:
     Tokens of decoding sequences come first, grouped by slab and in the order of its rows; then prompts' chunks.
     """
 
-    chunks: tuple[ScheduledChunk, ...]
     input_ids: Tensor  # [num_tokens], int64
     positions: Tensor  # [num_tokens], int64
     decode_groups: tuple[DecodeGroup, ...]
@@ -149,7 +148,6 @@ def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device) -> Bat
             slot = sequence.slot
             prefills.append(PrefillChunk(slot.slab, slot.row, row, row + chunk.num_tokens, chunk.start))
     return Batch(
-        chunks=tuple(ordered),
         input_ids=torch.tensor(input_ids, device=device),
         positions=torch.tensor(positions, device=device),
         decode_groups=tuple(_decode_group(members, device) for members in decodes.values()),

@@ -48,7 +48,6 @@ class LocalEngine:
         self._has_cancelled = False
         self._outputs: dict[Sequence, list[TokenOutput]] = {}
         self._counters: Counter[str] = Counter()
-        self._num_finished: Counter[str] = Counter()
         self._reset()
 
     # --- called from the event loop
@@ -84,7 +83,6 @@ class LocalEngine:
             num_generated_tokens=self._counters["generated_tokens"],
             num_steps=self._counters["steps"],
             num_restarts=self._counters["restarts"],
-            num_finished=dict(self._num_finished),
         )
 
     def start(self) -> None:
@@ -222,15 +220,11 @@ class LocalEngine:
         output = TokenOutput(token.token_id, token.logprob, token.top_logprobs, reason, is_stop_token)
         self._outputs.setdefault(sequence, []).append(output)
         if reason is not None:
-            self._retire(sequence, reason)
+            self._scheduler.finish(sequence)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: ReftError | None = None) -> None:
         """End a sequence without a token."""
         self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason=reason, error=error))
-        self._retire(sequence, reason)
-
-    def _retire(self, sequence: Sequence, reason: FinishReason) -> None:
-        self._num_finished[reason] += 1
         self._scheduler.finish(sequence)
 
     def _publish(self) -> None:
@@ -245,7 +239,6 @@ class LocalEngine:
             self._reset()
         for sequence in sequences:
             self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason="error", error=error))
-            self._num_finished["error"] += 1
         self._publish()
 
     def _reset(self) -> None:

@@ -11,7 +11,7 @@ from reft_interventions.positions import Interval, intersect
 
 from .kv_cache import KVSlot
 from .stream import NullStream, QueueStream
-from .types import FinishReason, GenerationRequest
+from .types import GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Sequence:
         self.slot: KVSlot | None = None
         self.random = random.Random(request.sampling.seed)
         self.arrival_time_s = time.monotonic()
-        self.finish_reason: FinishReason | None = None
 
     @property
     def num_generated_tokens(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from reft_interventions.folded import FoldedSet
@@ -107,7 +107,6 @@ class EngineStats:
     num_generated_tokens: int = 0
     num_steps: int = 0
     num_restarts: int = 0
-    num_finished: dict[str, int] = field(default_factory=dict)
 
 
 class TokenStream(Protocol):

@@ -15,9 +15,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from reft_interventions.user_folders import DEFAULT_MODEL
 from reft_server import base_model, default_model
 from reft_server.base_model import BaseModel, ModelLocation, load_base_model, locate_model
-from reft_server.config import DEFAULT_MODEL, load_settings
+from reft_server.config import load_settings
 from reft_server.default_model import HUB_ID, MANIFEST_NAME, WHEEL, cached_folder, default_model_path, fetch
 from reft_server.errors import ModelUnavailableError
 
