@@ -9,32 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from reft_interventions.folded import FoldedEdit, SiteKey
-from reft_interventions.ops import EditGroup, apply_edits
-
+from .edit_plan import EditPlan, plan_edits
 from .kv_cache import Slab
 from .scheduler import ScheduledChunk
 from .sequence import Sequence
-
-
-class EditPlan:
-    """The edits of one step: for each site, passes of groups. A pass edits a row at most once."""
-
-    def __init__(self, passes: dict[SiteKey, list[list[EditGroup]]]) -> None:
-        self.passes = passes
-
-    @property
-    def sites(self) -> SequenceOf[SiteKey]:
-        """Sites where at least one row of this step is edited."""
-        return tuple(self.passes)
-
-    def apply(self, hidden: Tensor, layer: int, component: str) -> None:
-        """Edit `hidden` (`[num_tokens, hidden_size]`) in place; nothing runs at a site without edited rows."""
-        for groups in self.passes.get((layer, component), ()):
-            apply_edits(hidden, groups)
-
-
-NO_EDITS = EditPlan({})
 
 
 @dataclass(frozen=True)
@@ -154,7 +132,7 @@ def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device) -> Bat
         prefill_chunks=tuple(prefills),
         sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
         sampled_sequences=tuple(chunk.sequence for chunk in ordered if chunk.is_last),
-        edits=_plan_edits(ordered, device),
+        edits=plan_edits(ordered, device),
     )
 
 
@@ -184,26 +162,3 @@ def _decode_group(members: list[tuple[int, ScheduledChunk]], device: torch.devic
         max_length=max(lengths),
         lengths=torch.tensor(lengths, device=device),
     )
-
-
-def _plan_edits(chunks: SequenceOf[ScheduledChunk], device: torch.device) -> EditPlan:
-    """Group edited rows by site, order within the sequence, and edit."""
-    grouped: dict[SiteKey, dict[tuple[int, int], tuple[FoldedEdit, list[int]]]] = {}
-    offset = 0
-    for chunk in chunks:
-        if chunk.sequence.has_edits_in(chunk.start):
-            for edit in chunk.sequence.edits:
-                rows = edit.rows(chunk.start, chunk.start + chunk.num_tokens)
-                if rows:
-                    group = grouped.setdefault(edit.site, {}).setdefault((edit.order, id(edit.edit)), (edit.edit, []))
-                    group[1].extend(offset - chunk.start + row for row in rows)
-        offset += chunk.num_tokens
-    if not grouped:
-        return NO_EDITS
-    passes: dict[SiteKey, list[list[EditGroup]]] = {}
-    for site, groups in grouped.items():
-        by_order: dict[int, list[EditGroup]] = {}
-        for (order, _), (folded_edit, rows) in groups.items():
-            by_order.setdefault(order, []).append(EditGroup(folded_edit, torch.tensor(rows, device=device)))
-        passes[site] = [by_order[order] for order in sorted(by_order)]
-    return EditPlan(passes)

@@ -13,7 +13,7 @@ from reft_interventions.errors import InterventionSelfTestError
 from reft_interventions.folded import FoldedSet, SiteKey
 from reft_interventions.positions import InterventionPositions
 
-from .batch import EditPlan
+from .edit_plan import EditPlan
 from .single import Model, run_alone
 from .types import SelfTestReport, SelfTestSite
 

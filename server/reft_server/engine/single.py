@@ -12,7 +12,8 @@ from torch import Tensor
 
 from reft_interventions.folded import FoldedSet
 
-from .batch import Batch, EditPlan, build_batch
+from .batch import Batch, build_batch
+from .edit_plan import EditPlan
 from .kv_cache import KVCache, KVLayout
 from .scheduler import ScheduledChunk
 from .sequence import Sequence
