@@ -6,7 +6,9 @@ attention call over a plain view, without gathering the cache. Slabs are made on
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,21 +29,38 @@ class KVLayout:
     def bytes_per_token(self) -> int:
         return sum(heads * (key + value) for heads, key, value in self.layers) * self.dtype.itemsize
 
+    @cached_property
+    def stack_shapes(self) -> tuple[tuple[tuple[int, int], int], ...]:
+        """Each distinct (num_kv_heads, dimension) of a K or V tensor, with how many tensors have it."""
+        return tuple(Counter(self._tensor_shapes).items())
+
+    def unstack(self, stacks: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Every layer's K and every layer's V out of stacks `[count, …]` in the order of `stack_shapes`."""
+        remaining = {shape: iter(stack) for (shape, _), stack in zip(self.stack_shapes, stacks, strict=True)}
+        tensors = [next(remaining[shape]) for shape in self._tensor_shapes]
+        return tensors[0::2], tensors[1::2]
+
+    @property
+    def _tensor_shapes(self) -> list[tuple[int, int]]:
+        return [(heads, dim) for heads, key, value in self.layers for dim in (key, value)]
+
 
 class Slab:
     """K and V of `num_rows` sequences of up to `capacity` tokens: `[num_rows, num_kv_heads, capacity, dim]` a layer.
+
+    `keys` and `values` are views into `stacks`, which hold all tensors of one shape, so that a row is copied at once.
 
     Memory starts as zeros, never as garbage: a masked position still meets `0 * value`, and NaN would survive it.
     """
 
     def __init__(self, layout: KVLayout, capacity: int, num_rows: int) -> None:
-        def zeros(heads: int, dim: int) -> Tensor:
-            return torch.zeros(num_rows, heads, capacity, dim, dtype=layout.dtype, device=layout.device)
-
         self.capacity = capacity
         self.num_rows = num_rows
-        self.keys = [zeros(heads, key) for heads, key, _ in layout.layers]
-        self.values = [zeros(heads, value) for heads, _, value in layout.layers]
+        self.stacks = [
+            torch.zeros(count, num_rows, heads, capacity, dim, dtype=layout.dtype, device=layout.device)
+            for (heads, dim), count in layout.stack_shapes
+        ]
+        self.keys, self.values = layout.unstack(self.stacks)
         self.num_bytes = layout.bytes_per_token * capacity * num_rows
         self.free_rows = list(range(num_rows - 1, -1, -1))
 
@@ -61,6 +80,17 @@ class KVSlot:
     @property
     def capacity(self) -> int:
         return self.slab.capacity
+
+
+@dataclass(eq=False)
+class SharedPrefix:
+    """The first tokens of several running sequences, held once.
+
+    Positions below `num_tokens` are in `slot`; later ones are in a sequence's own slot, `num_tokens` further down.
+    """
+
+    slot: KVSlot
+    num_tokens: int
 
 
 class KVCache:
@@ -96,13 +126,17 @@ class KVCache:
         """Whether an otherwise empty cache has room for a sequence of `num_tokens`."""
         return num_tokens <= self._capacities[-1] and self._row_bytes(num_tokens) <= self.budget_bytes
 
-    def allocate(self, num_tokens: int) -> KVSlot | None:
-        """A slot for at least `num_tokens` tokens, or None when the budget is used up."""
+    def allocate(self, num_tokens: int, *, max_rows: int | None = None) -> KVSlot | None:
+        """A slot for at least `num_tokens` tokens, or None when the budget is used up.
+
+        Args:
+            max_rows: of the slab that is made where none has a free row; None = as many as sequences may run.
+        """
         capacity = self._capacity_for(num_tokens)
         for slab in self._slabs:
             if slab.capacity == capacity and slab.free_rows:
                 return self._take(slab)
-        new_slab = self._new_slab(capacity)
+        new_slab = self._new_slab(capacity, max_rows or self._max_rows)
         return None if new_slab is None else self._take(new_slab)
 
     def grow(self, slot: KVSlot, num_tokens: int, num_filled: int) -> KVSlot | None:
@@ -110,9 +144,8 @@ class KVCache:
         larger = self.allocate(num_tokens)
         if larger is None:
             return None
-        for side in ("keys", "values"):
-            for old, new in zip(getattr(slot.slab, side), getattr(larger.slab, side), strict=True):
-                new[larger.row, :, :num_filled] = old[slot.row, :, :num_filled]
+        for old, new in zip(slot.slab.stacks, larger.slab.stacks, strict=True):
+            new[:, larger.row, :, :num_filled] = old[:, slot.row, :, :num_filled]
         self.free(slot)
         return larger
 
@@ -127,14 +160,14 @@ class KVCache:
     def _take(self, slab: Slab) -> KVSlot:
         return KVSlot(slab, slab.free_rows.pop())
 
-    def _new_slab(self, capacity: int) -> Slab | None:
+    def _new_slab(self, capacity: int, max_rows: int) -> Slab | None:
         row_bytes = self.layout.bytes_per_token * capacity
         if self.num_bytes + row_bytes > self.budget_bytes:
             self._slabs = [slab for slab in self._slabs if slab.num_live_rows]
         room = (self.budget_bytes - self.num_bytes) // row_bytes
         if room < 1:
             return None
-        num_rows = max(1, min(self._max_rows, room, self.budget_bytes // _SLAB_SHARE // row_bytes))
+        num_rows = max(1, min(max_rows, room, self.budget_bytes // _SLAB_SHARE // row_bytes))
         slab = Slab(self.layout, capacity, num_rows)
         self._slabs.append(slab)
         return slab

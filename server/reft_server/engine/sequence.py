@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from reft_interventions.folded import FoldedEdit, FoldedSet, SiteKey
 from reft_interventions.positions import Interval, intersect
 
-from .kv_cache import KVSlot
+from .kv_cache import KVSlot, SharedPrefix
 from .stream import NullStream, QueueStream
 from .types import GenerationRequest
 
@@ -44,6 +44,7 @@ class Sequence:
         self.edits_generated = any(last is None for edit in self.edits for _, last in edit.intervals)
         self.num_computed_tokens = 0
         self.slot: KVSlot | None = None
+        self.shared_prefix: SharedPrefix | None = None
         self.random = random.Random(request.sampling.seed)
         self.arrival_time_s = time.monotonic()
 
