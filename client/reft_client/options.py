@@ -35,6 +35,8 @@ class GenerationOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool
     user: str | None
+    priority: int
+    cache_salt: str | None
     intervention: Intervention | None
     return_token_ids: bool
     stream_options: StreamOptions | Mapping[str, object] | None

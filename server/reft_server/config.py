@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reft_interventions.user_folders import DEFAULT_MODEL, default_cache_dir, user_folder
 from reft_server.api.settings import ApiSettings
-from reft_server.engine.settings import EngineSettings, ModelPath
+from reft_server.engine.settings import EngineSettings, ModelPath, PrefixCacheScope
 from reft_server.errors import ConfigurationError
 
 ENV_PREFIX = "REFT_"
@@ -51,6 +51,17 @@ class EngineGroup(BaseModel):
     )
     kv_cache_bytes: ByteSize = Field(
         ByteSize(_ENGINE.kv_cache_bytes), ge=1 << 20, le=1 << 44, description="Bound of the KV cache, such as 2GiB."
+    )
+    prefix_cache_bytes: ByteSize = Field(
+        ByteSize(_ENGINE.prefix_cache_bytes),
+        ge=0,
+        le=1 << 44,
+        description="Bound of the prefix cache, besides the KV cache.",
+    )
+    prefix_cache_scope: PrefixCacheScope = Field(
+        _ENGINE.prefix_cache_scope,
+        description="shared = all requests reuse what their edits leave equal, intervention = only those with the same "
+        "interventions, off = none.",
     )
     max_queue_len: int = Field(
         _ENGINE.max_queue_len, ge=0, le=1 << 20, description="Requests that may wait; one more is refused at once."

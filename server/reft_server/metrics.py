@@ -99,6 +99,7 @@ class _LiveCollector(Collector):
             ("num_requests_running", "Sequences in the batch.", stats.num_requests_running),
             ("num_requests_waiting", "Requests in the queue.", stats.num_requests_waiting),
             ("kv_cache_usage_perc", "Part of the KV cache in use, 0 to 1.", stats.kv_cache_usage),
+            ("prefix_cache_bytes", "Memory of the prefix cache.", stats.prefix_cache_bytes),
             ("interventions_resident", "Intervention sets in memory.", self._num_resident()),
         ):
             yield GaugeMetricFamily(f"reft:{name}", description, value=value)
@@ -106,6 +107,10 @@ class _LiveCollector(Collector):
             ("prompt_tokens", "Prompt tokens processed.", stats.num_prompt_tokens),
             ("generation_tokens", "Tokens generated.", stats.num_generated_tokens),
             ("engine_steps", "Forward passes.", stats.num_steps),
+            ("prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.num_prefix_queried_tokens),
+            ("prefix_cache_hits", "Tokens found in the prefix cache.", stats.num_prefix_hit_tokens),
+            ("prefix_cache_evictions", "Blocks evicted from the prefix cache.", stats.num_prefix_evictions),
+            ("num_preemptions", "Sequences that gave their KV up for a while.", stats.num_preemptions),
             ("engine_restarts", "Restarts of the engine's thread.", stats.num_restarts),
         ):
             yield CounterMetricFamily(f"reft:{name}", description, value=value)

@@ -79,6 +79,9 @@ class SamplingFields(RequestModel):
         model: the base model or an intervention's name; None = the base model.
         top_k: -1 or 0 = off (vLLM's).
         n: answers per prompt.
+        user: whose share of the server the request counts against.
+        priority: among the requests of one user, lower first (vLLM's).
+        cache_salt: reuse the prefixes of requests with the same salt only (vLLM's).
         intervention: one or several, applied in order; None = the base model.
         return_token_ids: also return the ids of prompt and answer (vLLM's).
     """
@@ -97,7 +100,9 @@ class SamplingFields(RequestModel):
     ignore_eos: StrictBool = False
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    user: Text | None = None
+    user: Annotated[Text, Field(max_length=512)] | None = None
+    priority: Annotated[Int, Field(ge=-1000, le=1000)] = 0
+    cache_salt: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
     intervention: InterventionArgument = None
     return_token_ids: StrictBool = False
 

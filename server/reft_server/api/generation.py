@@ -24,6 +24,7 @@ class Delta:
         tokens: the tokens of the answer's text, for logprobs; without EOS and stop tokens.
         text_offsets: characters of the answer before each of `tokens`.
         token_ids: every generated id, EOS and stop tokens too.
+        num_cached_tokens: prompt tokens that were not computed again; in the choice's first piece.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Delta:
     text_offsets: tuple[int, ...]
     token_ids: tuple[int, ...]
     finish_reason: str | None
+    num_cached_tokens: int = 0
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Answer:
     text_offsets: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    num_cached_tokens: int = 0
 
     def add(self, delta: Delta) -> None:
         """Append a piece."""
@@ -51,6 +54,7 @@ class Answer:
         self.text_offsets += delta.text_offsets
         self.token_ids += delta.token_ids
         self.finish_reason = delta.finish_reason
+        self.num_cached_tokens += delta.num_cached_tokens
 
 
 class Choice:
@@ -119,7 +123,8 @@ class Choice:
             if self._stops.is_stopped:
                 finish_reason = "stop"
                 break
-        return Delta(self._index, text, tuple(tokens), tuple(offsets), tuple(ids), finish_reason)
+        num_cached = sum(output.num_cached_tokens for output in outputs)
+        return Delta(self._index, text, tuple(tokens), tuple(offsets), tuple(ids), finish_reason, num_cached)
 
     def _pass_on(self, settled: str) -> str:
         self._num_characters += len(settled)

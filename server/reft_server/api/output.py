@@ -26,6 +26,7 @@ from reft_client.types import (
     CompletionLogprobs,
     CompletionRequest,
     CompletionResponse,
+    PromptTokensDetails,
     SamplingFields,
     Usage,
 )
@@ -44,6 +45,7 @@ class Output(ABC):
         self._body = body
         self._tokenization = tokenization
         self._num_completion_tokens = 0
+        self._num_cached_tokens = 0
         self._started: set[int] = set()
 
     @property
@@ -63,6 +65,7 @@ class Output(ABC):
     def chunk(self, delta: Delta) -> str | None:
         """The event of a piece; None where there is nothing to tell (text held back, no logprobs)."""
         self._num_completion_tokens += len(delta.token_ids)
+        self._count_cached(delta.index, delta.num_cached_tokens)
         is_silent = not (delta.text or delta.finish_reason or self.has_logprobs or self._body.return_token_ids)
         if is_silent:
             return None
@@ -77,6 +80,8 @@ class Output(ABC):
     def response(self, answers: Sequence[Answer]) -> str:
         """The whole response."""
         self._num_completion_tokens = sum(len(answer.token_ids) for answer in answers)
+        for index, answer in enumerate(answers):
+            self._count_cached(index, answer.num_cached_tokens)
         return self._response(answers).model_dump_json(exclude_unset=True)
 
     def _head(self, *, is_first: bool = True) -> dict[str, Any]:
@@ -97,8 +102,16 @@ class Output(ABC):
     def _usage(self) -> Usage:
         num_prompt, num_completion = self._plan.num_prompt_tokens, self._num_completion_tokens
         return Usage(
-            prompt_tokens=num_prompt, completion_tokens=num_completion, total_tokens=num_prompt + num_completion
+            prompt_tokens=num_prompt,
+            completion_tokens=num_completion,
+            total_tokens=num_prompt + num_completion,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self._num_cached_tokens),
         )
+
+    def _count_cached(self, index: int, num_tokens: int) -> None:
+        """Each prompt once, as `prompt_tokens` does: the first answer to it tells what was cached before it came."""
+        if index % self._plan.num_choices_per_prompt == 0:
+            self._num_cached_tokens += num_tokens
 
 
 class CompletionOutput(Output):

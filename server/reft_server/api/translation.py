@@ -128,6 +128,10 @@ async def _plan(
                 seed=None if sampling.seed is None else _wrap_seed(sampling.seed + answer),
             ),
             interventions=folded,
+            tenant=body.user or "",
+            priority=body.priority,
+            cache_salt=body.cache_salt or "",
+            deadline_s=context.settings.request_timeout_s,
         )
         for index, prompt in enumerate(prompts)
         for answer in range(body.n)

@@ -16,6 +16,7 @@ from reft_server.errors import EngineDeadError, EngineOverloadedError, EngineSte
 
 from .batch import build_batch
 from .kv_cache import KVCache
+from .prefix_cache import PrefixCache
 from .sampler import SampledToken, sample
 from .scheduler import ScheduledChunk, Scheduler
 from .self_test import run_self_test
@@ -59,13 +60,10 @@ class LocalEngine:
     def submit(self, request: GenerationRequest) -> QueueStream:
         validate_request(request, self.model_info, self._kv_cache)
         stream = QueueStream(asyncio.get_running_loop(), self._on_cancel)
-        sequence = Sequence(request, stream)
+        sequence = Sequence(request, stream, self.model_info.num_layers)
         with self._wake:
             self._check_ready()
-            if len(self._inbox) + len(self._scheduler.waiting) >= self._settings.max_queue_len:
-                raise EngineOverloadedError(
-                    f"{self._settings.max_queue_len} requests are waiting already; try again in a moment"
-                )
+            self._check_queue(request.tenant)
             self._inbox.append(sequence)
             self._wake.notify()
         return stream
@@ -83,6 +81,11 @@ class LocalEngine:
             num_generated_tokens=self._counters["generated_tokens"],
             num_steps=self._counters["steps"],
             num_restarts=self._counters["restarts"],
+            num_preemptions=self._counters["preemptions"] + self._scheduler.num_preemptions,
+            prefix_cache_bytes=self._prefix_cache.num_bytes,
+            num_prefix_queried_tokens=self._counters["prefix_queried"] + self._prefix_cache.num_queried_tokens,
+            num_prefix_hit_tokens=self._counters["prefix_hits"] + self._prefix_cache.num_hit_tokens,
+            num_prefix_evictions=self._counters["prefix_evictions"] + self._prefix_cache.num_evictions,
         )
 
     def start(self) -> None:
@@ -113,6 +116,16 @@ class LocalEngine:
             self._jobs.append(job)
             self._wake.notify()
         return await asyncio.wrap_future(future)
+
+    def _check_queue(self, tenant: str) -> None:
+        """A full queue still takes a request of a tenant that has fewer there than another, who then gives way."""
+        limit = self._settings.max_queue_len
+        num_waiting = len(self._inbox) + len(self._scheduler.waiting)
+        if num_waiting >= limit:
+            num_own = sum(one.request.tenant == tenant for one in self._inbox)
+            can_displace = self._scheduler.waiting.is_lighter_than_another(tenant, num_own + 1)
+            if num_waiting >= 2 * limit or not can_displace:
+                raise EngineOverloadedError(f"{limit} requests are waiting already; try again in a moment")
 
     def _check_ready(self) -> None:
         if not self.is_ready:
@@ -173,9 +186,8 @@ class LocalEngine:
             for sequence in (*self._scheduler.running, *self._scheduler.waiting):
                 if sequence.stream.is_cancelled:
                     self._finish(sequence, "cancelled")
-        for sequence in self._scheduler.overdue():
-            limit = self._settings.max_queue_time_s
-            self._finish(sequence, "error", EngineOverloadedError(f"the request waited {limit:g} s in the queue"))
+        for sequence, error in (*self._scheduler.overdue(), *self._scheduler.displaced()):
+            self._finish(sequence, "error", error)
 
     def _execute(self, chunks: list[ScheduledChunk]) -> None:
         """Run chunks in one forward; if that fails, each alone, so that only the culprit fails."""
@@ -191,11 +203,11 @@ class LocalEngine:
                 return
             logger.exception("request failed request_id=%s", chunks[0].sequence.request.request_id)
             message = "the forward pass failed for this request; the server's log has the reason"
-            self._finish(chunks[0].sequence, "error", EngineStepError(message))
+            self._finish(chunks[0].sequence, "error", EngineStepError(message), is_sound=False)
             return
         self._counters["steps"] += 1
         for chunk in chunks:
-            chunk.sequence.num_computed_tokens += chunk.num_tokens
+            self._scheduler.computed(chunk)
             if chunk.start < chunk.sequence.prompt_length:
                 self._counters["prompt_tokens"] += chunk.num_tokens
         for sequence, token in zip(batch.sampled_sequences, tokens, strict=True):
@@ -205,7 +217,7 @@ class LocalEngine:
         """Add a sampled token to its sequence, and end it if that was the last."""
         if not token.is_finite:
             message = "the logits of this request are not finite: its intervention overflows on this prompt"
-            self._finish(sequence, "error", EngineStepError(message))
+            self._finish(sequence, "error", EngineStepError(message), is_sound=False)
             return
         sequence.token_ids.append(token.token_id)
         self._counters["generated_tokens"] += 1
@@ -217,15 +229,20 @@ class LocalEngine:
             reason = "stop"
         elif sequence.num_generated_tokens >= sampling.max_tokens:
             reason = "length"
-        output = TokenOutput(token.token_id, token.logprob, token.top_logprobs, reason, is_stop_token)
+        num_cached = sequence.num_cached_tokens or 0 if sequence.num_generated_tokens == 1 else 0
+        output = TokenOutput(
+            token.token_id, token.logprob, token.top_logprobs, reason, is_stop_token, num_cached_tokens=num_cached
+        )
         self._outputs.setdefault(sequence, []).append(output)
         if reason is not None:
             self._scheduler.finish(sequence)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, error: ReftError | None = None) -> None:
-        """End a sequence without a token."""
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, error: ReftError | None = None, *, is_sound: bool = True
+    ) -> None:
+        """End a sequence without a token; nothing of one that is not sound is used again."""
         self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason=reason, error=error))
-        self._scheduler.finish(sequence)
+        self._scheduler.finish(sequence, is_sound=is_sound)
 
     def _publish(self) -> None:
         outputs, self._outputs = self._outputs, {}
@@ -236,16 +253,33 @@ class LocalEngine:
         with self._wake:
             sequences = [*self._scheduler.running, *self._scheduler.waiting, *self._inbox]
             self._inbox.clear()
+            self._keep_counts()
             self._reset()
         for sequence in sequences:
             self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason="error", error=error))
         self._publish()
 
+    def _keep_counts(self) -> None:
+        """Counters go on over a restart, which replaces what counts."""
+        self._counters["preemptions"] += self._scheduler.num_preemptions
+        self._counters["prefix_queried"] += self._prefix_cache.num_queried_tokens
+        self._counters["prefix_hits"] += self._prefix_cache.num_hit_tokens
+        self._counters["prefix_evictions"] += self._prefix_cache.num_evictions
+
     def _reset(self) -> None:
+        layout, settings = self._model.kv_layout, self._settings
         self._kv_cache = KVCache(
-            self._model.kv_layout,
-            budget_bytes=self._settings.kv_cache_bytes,
-            max_rows=self._settings.max_num_seqs,
+            layout,
+            budget_bytes=settings.kv_cache_bytes,
+            max_rows=settings.max_num_seqs,
             max_tokens=self.model_info.max_model_len,
         )
-        self._scheduler = Scheduler(self._settings, self._kv_cache)
+        self._prefix_cache = PrefixCache(
+            layout, settings.prefix_cache_bytes, is_shared=settings.prefix_cache_scope == "shared"
+        )
+        self._scheduler = Scheduler(
+            settings,
+            self._kv_cache,
+            self._prefix_cache if settings.prefix_cache_scope != "off" else None,
+            shares_prefixes=self._model.supports_shared_prefixes,
+        )

@@ -45,6 +45,8 @@ class GenericModel:
         UnsupportedModelError: the architecture doesn't go through the attention interface.
     """
 
+    supports_shared_prefixes = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         AttentionInterface.register(ATTENTION_NAME, _attention_function)

@@ -126,18 +126,21 @@ class KVCache:
         """Whether an otherwise empty cache has room for a sequence of `num_tokens`."""
         return num_tokens <= self._capacities[-1] and self._row_bytes(num_tokens) <= self.budget_bytes
 
-    def allocate(self, num_tokens: int, *, max_rows: int | None = None) -> KVSlot | None:
-        """A slot for at least `num_tokens` tokens, or None when the budget is used up.
-
-        Args:
-            max_rows: of the slab that is made where none has a free row; None = as many as sequences may run.
-        """
+    def allocate(self, num_tokens: int) -> KVSlot | None:
+        """A slot for at least `num_tokens` tokens, or None when the budget is used up."""
         capacity = self._capacity_for(num_tokens)
         for slab in self._slabs:
             if slab.capacity == capacity and slab.free_rows:
                 return self._take(slab)
-        new_slab = self._new_slab(capacity, max_rows or self._max_rows)
-        return None if new_slab is None else self._take(new_slab)
+        row_bytes = self.layout.bytes_per_token * capacity
+        num_rows = min(
+            self._max_rows, self._room(row_bytes) // row_bytes, self.budget_bytes // _SLAB_SHARE // row_bytes
+        )
+        return self._add_slab(capacity, max(1, num_rows))
+
+    def allocate_single(self, num_tokens: int) -> KVSlot | None:
+        """A slot for exactly `num_tokens` tokens in a slab of its own, or None when the budget is used up."""
+        return self._add_slab(num_tokens, 1)
 
     def grow(self, slot: KVSlot, num_tokens: int, num_filled: int) -> KVSlot | None:
         """Move a sequence to a larger slot, its first `num_filled` tokens with it; None when there is no room."""
@@ -149,28 +152,36 @@ class KVCache:
         self.free(slot)
         return larger
 
-    def free(self, slot: KVSlot) -> None:
-        """Give a slot back. Freeing twice is a bug of the caller."""
+    def free(self, slot: KVSlot, *, scrub: bool = False) -> None:
+        """Give a slot back. Freeing twice is a bug of the caller.
+
+        Args:
+            scrub: overwrite it with zeros: what it holds may not be finite, and masked attention would spread that.
+        """
         if slot.is_free:
             raise RuntimeError("a KV slot was freed twice")
         slot.is_free = True
+        if scrub:
+            for stack in slot.slab.stacks:
+                stack[:, slot.row].zero_()
         slot.slab.free_rows.append(slot.row)
         slot.slab.free_rows.sort(reverse=True)  # the lowest row is taken first: decode views stay short
 
     def _take(self, slab: Slab) -> KVSlot:
         return KVSlot(slab, slab.free_rows.pop())
 
-    def _new_slab(self, capacity: int, max_rows: int) -> Slab | None:
-        row_bytes = self.layout.bytes_per_token * capacity
-        if self.num_bytes + row_bytes > self.budget_bytes:
-            self._slabs = [slab for slab in self._slabs if slab.num_live_rows]
-        room = (self.budget_bytes - self.num_bytes) // row_bytes
-        if room < 1:
+    def _add_slab(self, capacity: int, num_rows: int) -> KVSlot | None:
+        num_bytes = self.layout.bytes_per_token * capacity * num_rows
+        if num_bytes > self._room(num_bytes):
             return None
-        num_rows = max(1, min(max_rows, room, self.budget_bytes // _SLAB_SHARE // row_bytes))
-        slab = Slab(self.layout, capacity, num_rows)
-        self._slabs.append(slab)
-        return slab
+        self._slabs.append(Slab(self.layout, capacity, num_rows))
+        return self._take(self._slabs[-1])
+
+    def _room(self, num_wanted_bytes: int) -> int:
+        """Bytes left of the budget; empty slabs are dropped when that is less than is wanted."""
+        if self.num_bytes + num_wanted_bytes > self.budget_bytes:
+            self._slabs = [slab for slab in self._slabs if slab.num_live_rows]
+        return self.budget_bytes - self.num_bytes
 
     def _capacity_for(self, num_tokens: int) -> int:
         return next(capacity for capacity in self._capacities if capacity >= num_tokens)

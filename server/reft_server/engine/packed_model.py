@@ -63,6 +63,8 @@ class PackedModel:
         max_model_len: rows of the rotary table.
     """
 
+    supports_shared_prefixes = False
+
     def __init__(self, model: PreTrainedModel, max_model_len: int) -> None:
         decoder: Any = model.model
         config = model.config

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+
+from reft_server.errors import EngineOverloadedError, ReftError, RequestTimeoutError
 
 from .kv_cache import KVCache
+from .prefix_cache import PrefixCache, PrefixMatch
 from .sequence import Sequence
 from .settings import EngineSettings
+from .shared_prefixes import SharedPrefixes
+from .waiting import WaitingQueue
 
-_DECODE_HEADROOM = 64  # tokens reserved past the prompt at admission; more is allocated as it is needed
+_DECODE_HEADROOM = 64  # tokens reserved past the known ones at admission; more is allocated as it is needed
+_DECODE_COST = 2.0  # virtual tokens that a generated token counts for; a prompt token counts for 1
+_WORTH_WAITING = 64  # prompt tokens: for as many, a request waits until another has computed them
+_EXCLUSIVE_PREFILL = 128  # prompt tokens of one tenant in a step, after which other tenants' prompts wait
+_HOLD_STEPS = 64  # after a preemption for want of KV nobody is admitted until a sequence ends, or for so many steps
 
 
 @dataclass(frozen=True)
@@ -26,83 +35,259 @@ class ScheduledChunk:
         return self.start + self.num_tokens == len(self.sequence.token_ids)
 
 
-class Scheduler:
-    """First come, first served; decodes first, then prompts in chunks, within a token budget per step.
+@dataclass
+class _Step:
+    """A step in the making."""
 
-    A sequence gets KV room for its prompt and a little more, and grows. When there is no room to grow, the sequence
-    that came last gives its slot up and is recomputed later, so the first one always goes on: nothing starves.
+    budget: int
+    chunks: list[ScheduledChunk] = field(default_factory=list)
+    prefill_tenant: str | None = None
+    num_prefill_tokens: int = 0
+
+    def may_prefill(self, sequence: Sequence) -> bool:
+        """Whether prompt tokens of this sequence fit: the budget, and the tenant that this step's prompts are from."""
+        is_same_tenant = self.prefill_tenant in (None, sequence.request.tenant)
+        return self.budget > 0 and (is_same_tenant or self.num_prefill_tokens < _EXCLUSIVE_PREFILL)
+
+    def drop(self, sequence: Sequence) -> None:
+        self.chunks = [chunk for chunk in self.chunks if chunk.sequence is not sequence]
+
+
+class Scheduler:
+    """Decodes first, then prompts in chunks, within a token budget per step; tenants share fairly.
+
+    * Prompts are taken in the order of `WaitingQueue`: the least served tenant first, then priority and arrival.
+      A step takes prompts of one tenant, so that a light one never pays for another's long prompt.
+    * A tenant below its share of places takes one from a tenant above its own, by preemption.
+    * A sequence gets KV room for what is known of it and a little more, and grows. Where there is no room, the one
+      that comes last in order gives its slot up and is computed again later, from cached blocks where it can.
+    * The running sequence that is first in order is never preempted by growth, so there is always progress.
+
+    Args:
+        prefix_cache: None = no reuse.
+        shares_prefixes: the model attends to shared prefixes in place.
     """
 
-    def __init__(self, settings: EngineSettings, kv_cache: KVCache) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        kv_cache: KVCache,
+        prefix_cache: PrefixCache | None = None,
+        *,
+        shares_prefixes: bool = False,
+    ) -> None:
         self._settings = settings
         self._kv_cache = kv_cache
-        self.waiting: deque[Sequence] = deque()
+        self._prefix_cache = prefix_cache
+        self._shared = SharedPrefixes(kv_cache, prefix_cache) if shares_prefixes and prefix_cache is not None else None
+        self._num_held_steps = 0
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
+        self.num_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        """A new sequence waits for its turn."""
+        self.waiting.enter(sequence)
 
     def schedule(self) -> list[ScheduledChunk]:
         """Choose the next step's chunks; empty when there is nothing to do."""
-        chunks: list[ScheduledChunk] = []
-        budget = self._settings.max_num_batched_tokens
-        for sequence in sorted(self.running, key=lambda s: s.num_pending_tokens > 1):
-            if budget == 0 or sequence not in self.running or not self._ensure_room(sequence, chunks):
-                continue
-            budget -= self._append(chunks, sequence, budget)
-        while self.waiting and budget and len(self.running) < self._settings.max_num_seqs:
-            sequence = self.waiting[0]
-            reserve = min(sequence.max_num_tokens, len(sequence.token_ids) + _DECODE_HEADROOM)
-            sequence.slot = self._kv_cache.allocate(reserve)
-            if sequence.slot is None:
-                break
-            self.running.append(self.waiting.popleft())
-            budget -= self._append(chunks, sequence, budget)
-        return chunks
+        step = _Step(self._settings.max_num_batched_tokens)
+        self.running.sort(key=self._running_order)
+        for sequence in tuple(self.running):
+            is_decoding = sequence.num_pending_tokens == 1
+            may_run = step.budget > 0 if is_decoding else step.may_prefill(sequence)
+            if may_run and sequence in self.running and self._ensure_room(sequence, step):
+                self._append(step, sequence)
+        self._num_held_steps = max(self._num_held_steps - 1, 0)
+        if not self._num_held_steps or not self.running:
+            self._admit(step)
+        return step.chunks
 
-    def finish(self, sequence: Sequence) -> None:
-        """Forget a sequence, waiting or running, and free its KV."""
+    def computed(self, chunk: ScheduledChunk) -> None:
+        """A chunk's K and V are in the cache: its prompt blocks can be reused from now on."""
+        sequence = chunk.sequence
+        sequence.num_computed_tokens += chunk.num_tokens
+        if self._prefix_cache is not None and chunk.start < sequence.prompt_length:
+            self._prefix_cache.extend(sequence, min(sequence.num_computed_tokens, sequence.prompt_length))
+
+    def finish(self, sequence: Sequence, *, is_sound: bool = True) -> None:
+        """Forget a sequence, waiting or running, and free its KV.
+
+        Args:
+            is_sound: False after a failure: nothing of it is kept, and its slot is scrubbed.
+        """
         if sequence in self.running:
             self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
-        self._release(sequence)
+            self._num_held_steps = 0
+        self.waiting.leave(sequence)
+        self._release(sequence, is_sound=is_sound, with_tail=True)
 
-    def overdue(self) -> list[Sequence]:
-        """Sequences that never ran and have waited longer than the queue-time limit."""
-        oldest = time.monotonic() - self._settings.max_queue_time_s
-        return [s for s in self.waiting if s.arrival_time_s < oldest and not s.num_generated_tokens]
+    def overdue(self) -> list[tuple[Sequence, ReftError]]:
+        """Sequences past their deadline, or that never ran and have waited longer than the queue-time limit."""
+        now = time.monotonic()
+        limit = self._settings.max_queue_time_s
+        found: list[tuple[Sequence, ReftError]] = []
+        for sequence in (*self.waiting, *self.running):
+            age = now - sequence.arrival_time_s
+            deadline = sequence.request.deadline_s
+            if deadline is not None and age > deadline:
+                found.append((sequence, RequestTimeoutError(f"the request's deadline of {deadline:g} s has passed")))
+            elif age > limit and not sequence.has_run:
+                found.append((sequence, EngineOverloadedError(f"the request waited {limit:g} s in the queue")))
+        return found
+
+    def displaced(self) -> list[tuple[Sequence, ReftError]]:
+        """Who gives way when the queue has run over: the last of the tenant that fills it most."""
+        error = EngineOverloadedError("the queue is full, and this tenant fills most of it; try again in a moment")
+        if len(self.waiting) <= self._settings.max_queue_len:
+            return []
+        num_surplus = sum(not one.has_run for one in self.waiting) - self._settings.max_queue_len
+        return [(sequence, error) for sequence in self.waiting.heaviest(num_surplus)]
+
+    def _running_order(self, sequence: Sequence) -> tuple[bool, float, tuple[float, int]]:
+        if sequence.num_pending_tokens == 1:
+            return False, 0.0, sequence.order
+        return True, *self.waiting.rank(sequence)
+
+    def _append(self, step: _Step, sequence: Sequence) -> None:
+        num_tokens = min(sequence.num_pending_tokens, step.budget)
+        step.chunks.append(ScheduledChunk(sequence, sequence.num_computed_tokens, num_tokens))
+        step.budget -= num_tokens
+        tenant, is_prefill = sequence.request.tenant, sequence.num_pending_tokens > 1
+        if is_prefill:
+            step.prefill_tenant = tenant
+            step.num_prefill_tokens += num_tokens
+        self.waiting.charge(tenant, num_tokens if is_prefill else _DECODE_COST)
+
+    # --- admission
+
+    def _admit(self, step: _Step) -> None:
+        skipped: set[Sequence] = set()
+        while step.budget > 0:
+            sequence = self.waiting.first(skipped)
+            if sequence is None or not step.may_prefill(sequence):
+                return
+            if self._waits_for_another(sequence):
+                skipped.add(sequence)
+                continue
+            if len(self.running) >= self._settings.max_num_seqs and not self._take_place_for(sequence, step):
+                return
+            while not self._place(sequence):
+                if not self._take_place_for(sequence, step):
+                    return
+            sequence.has_run = True
+            self.waiting.discard(sequence)
+            self.running.append(sequence)
+            self._append(step, sequence)
+
+    def _waits_for_another(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is about to compute a good part of this one's prompt."""
+        if self._prefix_cache is None:
+            return False
+        leader, num_tokens = sequence.waits_for or (None, 0)
+        if leader is None or leader not in self.running or leader.num_computed_tokens >= num_tokens:
+            leader, num_tokens = self._leader(sequence)
+            sequence.waits_for = None if leader is None else (leader, num_tokens)
+        return leader is not None
+
+    def _leader(self, sequence: Sequence) -> tuple[Sequence | None, int]:
+        assert self._prefix_cache is not None  # checked by the caller
+        best: Sequence | None = None
+        best_tokens = 0
+        for other in self.running:
+            if other.num_computed_tokens < other.prompt_length and other.cached_block is not None:
+                num_tokens = self._prefix_cache.num_common_tokens(sequence, other)
+                if num_tokens > max(best_tokens, other.num_computed_tokens):
+                    best, best_tokens = other, num_tokens
+        if best is None or best_tokens - self._prefix_cache.match(sequence).num_tokens < _WORTH_WAITING:
+            return None, 0
+        return best, best_tokens
+
+    def _place(self, sequence: Sequence) -> bool:
+        """Give a sequence its KV, with what is cached of its tokens; False when there is no room."""
+        num_tokens = min(sequence.max_num_tokens, len(sequence.token_ids) + _DECODE_HEADROOM)
+        cache = self._prefix_cache
+        if cache is None:
+            sequence.slot = self._kv_cache.allocate(num_tokens)
+            return sequence.slot is not None
+        match = cache.match(sequence)
+        if self._shared is not None:
+            sequence.shared_prefix = self._shared.acquire(match)
+        sequence.slot = self._kv_cache.allocate(num_tokens - sequence.num_shared_tokens)
+        if sequence.slot is None and not self._drop_shared_and_retry(sequence, num_tokens):
+            return False
+        self._start_from(cache, match, sequence)
+        return True
+
+    def _drop_shared_and_retry(self, sequence: Sequence, num_tokens: int) -> bool:
+        """A prefix of its own may be what takes the room."""
+        if sequence.shared_prefix is None or self._shared is None:
+            return False
+        self._shared.release(sequence.shared_prefix)
+        sequence.shared_prefix = None
+        sequence.slot = self._kv_cache.allocate(num_tokens)
+        return sequence.slot is not None
 
     @staticmethod
-    def _append(chunks: list[ScheduledChunk], sequence: Sequence, budget: int) -> int:
-        num_tokens = min(sequence.num_pending_tokens, budget)
-        chunks.append(ScheduledChunk(sequence, sequence.num_computed_tokens, num_tokens))
-        return num_tokens
+    def _start_from(cache: PrefixCache, match: PrefixMatch, sequence: Sequence) -> None:
+        assert sequence.slot is not None  # just allocated
+        cache.start(sequence, match)
+        cache.load(match, sequence.slot, first=sequence.num_shared_tokens)
+        sequence.num_computed_tokens = match.num_tokens
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = match.num_tokens
 
-    def _ensure_room(self, sequence: Sequence, chunks: list[ScheduledChunk]) -> bool:
-        """Make the slot large enough for every known token, preempting later arrivals; False if preempted itself."""
+    def _take_place_for(self, sequence: Sequence, step: _Step) -> bool:
+        """Preempt the last sequence of a tenant above its share, for one whose tenant stays within its own."""
+        num_running = Counter(one.request.tenant for one in self.running)
+        share = len(self.running) / len(self.waiting.active_tenants)
+        tenant = sequence.request.tenant
+        greediest = max(num_running, key=lambda name: num_running[name], default=tenant)
+        if greediest == tenant or num_running[tenant] + 1 > share or num_running[greediest] <= share:
+            return False
+        self._preempt(max((one for one in self.running if one.request.tenant == greediest), key=_order), step)
+        return True
+
+    # --- room
+
+    def _ensure_room(self, sequence: Sequence, step: _Step) -> bool:
+        """Make the slot large enough for every known token, preempting later sequences; False if preempted itself."""
         assert sequence.slot is not None  # running sequences have one
-        num_tokens = len(sequence.token_ids)
+        num_shared = sequence.num_shared_tokens
+        num_tokens = len(sequence.token_ids) - num_shared
         while sequence.slot.capacity < num_tokens:
-            reserve = min(sequence.max_num_tokens, num_tokens + _DECODE_HEADROOM)
-            larger = self._kv_cache.grow(sequence.slot, reserve, sequence.num_computed_tokens)
+            reserve = min(sequence.max_num_tokens - num_shared, num_tokens + _DECODE_HEADROOM)
+            larger = self._kv_cache.grow(sequence.slot, reserve, sequence.num_computed_tokens - num_shared)
             if larger is not None:
                 sequence.slot = larger
                 return True
-            victim = self.running[-1]
-            self._preempt(victim)
-            chunks[:] = [chunk for chunk in chunks if chunk.sequence is not victim]
+            victim = max(self.running, key=_order)
+            self._num_held_steps = _HOLD_STEPS
+            self._preempt(victim, step)
             if victim is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence, step: _Step) -> None:
+        self.num_preemptions += 1
+        step.drop(sequence)
         self.running.remove(sequence)
         self._release(sequence)
-        sequence.num_computed_tokens = 0
-        self.waiting.appendleft(sequence)
+        self.waiting.push(sequence)
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence, *, is_sound: bool = True, with_tail: bool = False) -> None:
+        if self._prefix_cache is not None:
+            if is_sound:
+                self._prefix_cache.extend(sequence, sequence.num_computed_tokens, with_tail=with_tail)
+            self._prefix_cache.release(sequence)
         if sequence.slot is not None:
-            self._kv_cache.free(sequence.slot)
+            self._kv_cache.free(sequence.slot, scrub=not is_sound)
             sequence.slot = None
+        if sequence.shared_prefix is not None and self._shared is not None:
+            self._shared.release(sequence.shared_prefix)
+            sequence.shared_prefix = None
+        sequence.num_computed_tokens = 0
+
+
+def _order(sequence: Sequence) -> tuple[float, int]:
+    return sequence.order

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 from reft_interventions.folded import FoldedEdit, FoldedSet, SiteKey
 from reft_interventions.positions import Interval, intersect
@@ -12,6 +15,41 @@ from reft_interventions.positions import Interval, intersect
 from .kv_cache import KVSlot, SharedPrefix
 from .stream import NullStream, QueueStream
 from .types import GenerationRequest
+
+if TYPE_CHECKING:
+    from .prefix_cache import Block
+
+BLOCK_SIZE = 16
+"""Tokens of one block of the prefix cache."""
+
+EditKey = tuple[str, int]
+"""Content hash of a folded set (its scale included), and the index of one of its interventions."""
+
+_PRIORITY_STEP_S = 10.0  # one level of priority is worth so much waiting: no level can keep another out for ever
+_BEHIND_ATTENTION = frozenset({"attention_output", "mlp_input", "mlp_output", "block_output"})
+_arrivals = itertools.count()
+
+
+class BlockContent(NamedTuple):
+    """What the K and V of a run of tokens depend on, besides what comes before them.
+
+    `edits` are (first, end, key), relative to the run, in the order in which they apply.
+    """
+
+    token_ids: tuple[int, ...]
+    edits: tuple[tuple[int, int, EditKey], ...]
+
+    def num_common_tokens(self, other: BlockContent) -> int:
+        """For how many tokens from the start on both are the same, edits included."""
+        num_tokens = 0
+        for ours, theirs in zip(self.token_ids, other.token_ids, strict=False):
+            if ours != theirs or self._keys_at(num_tokens) != other._keys_at(num_tokens):
+                break
+            num_tokens += 1
+        return num_tokens
+
+    def _keys_at(self, index: int) -> list[EditKey]:
+        return [key for first, end, key in self.edits if first <= index < end] if self.edits else []
 
 
 @dataclass(frozen=True)
@@ -25,6 +63,7 @@ class SequenceEdit:
     order: int
     edit: FoldedEdit
     intervals: tuple[Interval, ...]
+    key: EditKey
 
     def rows(self, start: int, end: int) -> list[int]:
         """Edited positions within `[start, end)`."""
@@ -32,9 +71,13 @@ class SequenceEdit:
 
 
 class Sequence:
-    """Token ids so far, how many of them are in the KV cache, and what is needed to choose the next one."""
+    """Token ids so far, how many of them are in the KV cache, and what is needed to choose the next one.
 
-    def __init__(self, request: GenerationRequest, stream: QueueStream | NullStream) -> None:
+    Args:
+        num_layers: of the model: an edit behind the last layer's attention changes no K or V.
+    """
+
+    def __init__(self, request: GenerationRequest, stream: QueueStream | NullStream, num_layers: int) -> None:
         self.request = request
         self.stream = stream
         self.sampling = request.sampling
@@ -42,11 +85,18 @@ class Sequence:
         self.prompt_length = len(self.token_ids)
         self.edits = resolve_edits(request.interventions, self.prompt_length)
         self.edits_generated = any(last is None for edit in self.edits for _, last in edit.intervals)
+        self._kv_edits = tuple(edit for edit in self.edits if changes_kv(edit.site, num_layers))
         self.num_computed_tokens = 0
         self.slot: KVSlot | None = None
         self.shared_prefix: SharedPrefix | None = None
+        self.cached_block: Block | None = None
+        self.num_cached_blocks = 0
+        self.num_cached_tokens: int | None = None  # reused at the first admission
+        self.waits_for: tuple[Sequence, int] | None = None
+        self.has_run = False
         self.random = random.Random(request.sampling.seed)
         self.arrival_time_s = time.monotonic()
+        self.order = (self.arrival_time_s + _PRIORITY_STEP_S * request.priority, next(_arrivals))
 
     @property
     def num_generated_tokens(self) -> int:
@@ -62,6 +112,30 @@ class Sequence:
         """The most KV this sequence can need; the last token sampled is never computed."""
         return self.prompt_length + self.sampling.max_tokens - 1
 
+    @property
+    def num_shared_tokens(self) -> int:
+        """Tokens at the start whose K and V are in a shared prefix, not in `slot`."""
+        return 0 if self.shared_prefix is None else self.shared_prefix.num_tokens
+
+    def block_content(self, start: int, end: int) -> BlockContent:
+        """What the K and V of positions `[start, end)` depend on, besides those before them."""
+        edits = tuple(
+            (max(first, start) - start, (end if last is None else min(last, end)) - start, edit.key)
+            for edit in self._kv_edits
+            for first, last in edit.intervals
+            if first < end and (last is None or last > start)
+        )
+        return BlockContent(tuple(self.token_ids[start:end]), edits)
+
+    @cached_property
+    def prompt_chain(self) -> tuple[int, ...]:
+        """A hash per whole block of the prompt, of its content and all before it: to compare two prompts quickly."""
+        hashes: list[int] = []
+        for start in range(0, self.prompt_length - BLOCK_SIZE + 1, BLOCK_SIZE):
+            content = self.block_content(start, start + BLOCK_SIZE)
+            hashes.append(hash((hashes[-1] if hashes else 0, content)))
+        return tuple(hashes)
+
     def has_edits_in(self, start: int) -> bool:
         """Whether any token from `start` on can be edited: False for every decode step of a prompt-only set."""
         return bool(self.edits) and (self.edits_generated or start < self.prompt_length)
@@ -72,11 +146,18 @@ def resolve_edits(sets: tuple[FoldedSet, ...], prompt_length: int) -> tuple[Sequ
     edits: list[SequenceEdit] = []
     num_at_site: dict[SiteKey, int] = {}
     for folded in sets:
-        for intervention in folded.interventions:
+        for index, intervention in enumerate(folded.interventions):
             intervals = intervention.positions.intervals(prompt_length)
             if not intervals:
                 continue
             order = num_at_site.get(intervention.site, 0)
             num_at_site[intervention.site] = order + 1
-            edits.append(SequenceEdit(intervention.site, order, intervention.edit, intervals))
+            key = (folded.content_hash, index)
+            edits.append(SequenceEdit(intervention.site, order, intervention.edit, intervals, key))
     return tuple(edits)
+
+
+def changes_kv(site: SiteKey, num_layers: int) -> bool:
+    """Whether an edit at this site reaches any K or V: not behind the attention of the last layer."""
+    layer, component = site
+    return layer < num_layers - 1 or component not in _BEHIND_ATTENTION

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ModelPath = Literal["auto", "packed", "generic"]
+PrefixCacheScope = Literal["shared", "intervention", "off"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,9 @@ class EngineSettings:
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens of one step; longer prompts are prefilled in chunks.
         kv_cache_bytes: bound of the KV cache, bytes.
+        prefix_cache_bytes: bound of the blocks kept for reuse, bytes, besides `kv_cache_bytes`.
+        prefix_cache_scope: `shared`: requests reuse whatever their edits leave equal; `intervention`: only what the
+            same interventions computed, as servers do that key their cache by adapter; `off`.
         max_queue_len: waiting requests; one more is refused at once.
         max_queue_time_s: a request that waits longer is refused, seconds.
         max_model_len: context window, tokens; None = the model's own.
@@ -26,6 +30,8 @@ class EngineSettings:
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 1024
     kv_cache_bytes: int = 2 << 30
+    prefix_cache_bytes: int = 1 << 30
+    prefix_cache_scope: PrefixCacheScope = "shared"
     max_queue_len: int = 256
     max_queue_time_s: float = 60.0
     max_model_len: int | None = None

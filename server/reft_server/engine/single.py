@@ -25,6 +25,7 @@ class Model(Protocol):
     """A model path: a frozen decoder that runs flat batches."""
 
     kv_layout: KVLayout
+    supports_shared_prefixes: bool
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the sampled rows, `[num_sampled, vocab_size]`; K and V land in the cache."""
@@ -60,7 +61,7 @@ def run_alone(
         sampling=SamplingParams(max_tokens=1, temperature=0.0),
         interventions=interventions,
     )
-    sequence = Sequence(request, NullStream())
+    sequence = Sequence(request, NullStream(), len(model.kv_layout.layers))
     sequence.slot = cache.allocate(num_tokens)
     logits = []
     start = 0

@@ -53,12 +53,24 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt to continue. `interventions` apply in order, already scaled (`FoldedSet.scaled`)."""
+    """One prompt to continue.
+
+    Args:
+        interventions: apply in order, already scaled (`FoldedSet.scaled`).
+        tenant: whose share of the engine this request counts against.
+        priority: among the requests of one tenant, lower first; a level is worth ten seconds of waiting.
+        cache_salt: requests reuse the prefixes of requests with the same salt only.
+        deadline_s: after its submission, when it ends with `RequestTimeoutError` wherever it is; None = never.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     interventions: tuple[FoldedSet, ...] = ()
+    tenant: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,7 @@ class TokenOutput:
 
     `token_id` is None only in a last event that carries no token (cancelled, error).
     `is_stop_token` marks an EOS or stop token: counted, but not part of the text.
+    `num_cached_tokens`: prompt tokens whose K and V were reused; in a request's first token only.
     """
 
     token_id: int | None
@@ -75,6 +88,7 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     is_stop_token: bool = False
     error: ReftError | None = None
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,10 +117,15 @@ class EngineStats:
     num_requests_running: int = 0
     num_requests_waiting: int = 0
     kv_cache_usage: float = 0.0
+    prefix_cache_bytes: int = 0
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_steps: int = 0
     num_restarts: int = 0
+    num_preemptions: int = 0
+    num_prefix_queried_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_prefix_evictions: int = 0
 
 
 class TokenStream(Protocol):

@@ -45,7 +45,12 @@ def test_completion_answers_in_openais_shape(client: TestClient, engine: FakeEng
     assert payload["id"].startswith("cmpl-")
     assert payload["model"] == "tests/tiny"
     assert payload["choices"] == [{"index": 0, "text": "The capital", "logprobs": None, "finish_reason": "stop"}]
-    assert payload["usage"] == {"prompt_tokens": num, "completion_tokens": num + 1, "total_tokens": 2 * num + 1}
+    assert payload["usage"] == {
+        "prompt_tokens": num,
+        "completion_tokens": num + 1,
+        "total_tokens": 2 * num + 1,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_completion_max_tokens_defaults_to_16(client: TestClient, engine: FakeEngine) -> None:
@@ -121,7 +126,12 @@ def test_completion_stream_ends_with_usage_where_asked(client: TestClient, engin
     last = chunks.pop()
     num = len(engine.submitted[0].prompt_token_ids)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": num, "completion_tokens": num + 1, "total_tokens": 2 * num + 1}
+    assert last["usage"] == {
+        "prompt_tokens": num,
+        "completion_tokens": num + 1,
+        "total_tokens": 2 * num + 1,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert all(chunk["usage"] is None for chunk in chunks)
 
 

@@ -17,7 +17,7 @@ NUM_DRAWS = 4000
 
 def sequence(**sampling: Any) -> Sequence:
     params = SamplingParams(**{"max_tokens": 1, **sampling})
-    return Sequence(GenerationRequest("test", (1,), params), NullStream())
+    return Sequence(GenerationRequest("test", (1,), params), NullStream(), 1)
 
 
 def expected_distribution(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
