@@ -12,10 +12,13 @@ from reft_interventions.folded import FoldedEdit
 
 @dataclass(frozen=True)
 class EditGroup:
-    """Rows of a step that share one edit. `rows` is `[num_edited]`, int64, without repeats."""
+    """Rows of a step and the edit that they share, or a stack that holds one edit for each of them.
+
+    `rows` is `[num_edited]`, int64, without repeats; or a slice, which needs no gather.
+    """
 
     edit: FoldedEdit
-    rows: Tensor
+    rows: Tensor | slice
 
 
 def apply_edits(hidden: Tensor, groups: Sequence[EditGroup]) -> None:
@@ -33,6 +36,10 @@ def apply_edits(hidden: Tensor, groups: Sequence[EditGroup]) -> None:
     Source: Wu et al. 2024, arXiv:2404.03592, eq. 4, folded.
     """
     for group in groups:
-        rows = hidden.index_select(0, group.rows)  # [num_edited, hidden_size]
-        rows += group.edit.delta(rows.float()).to(hidden.dtype)
-        hidden.index_copy_(0, group.rows, rows)
+        if isinstance(group.rows, slice):
+            rows = hidden[group.rows]  # [num_edited, hidden_size], a view
+            rows += group.edit.delta(rows.float()).to(hidden.dtype)
+        else:
+            rows = hidden.index_select(0, group.rows)  # [num_edited, hidden_size]
+            rows += group.edit.delta(rows.float()).to(hidden.dtype)
+            hidden.index_copy_(0, group.rows, rows)

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .edit_plan import EditPlan, plan_edits
+from .edit_plan import EditPlan, EditPlanner
 from .kv_cache import Slab
 from .scheduler import ScheduledChunk
 from .sequence import Sequence
@@ -104,7 +104,7 @@ class Batch:
         return self.input_ids.shape[0]
 
 
-def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device) -> Batch:
+def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device, planner: EditPlanner) -> Batch:
     """Lay chunks out as one flat batch. Every sequence has a slot."""
     ordered = sorted(chunks, key=_layout_key)
     input_ids: list[int] = []
@@ -132,7 +132,7 @@ def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device) -> Bat
         prefill_chunks=tuple(prefills),
         sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
         sampled_sequences=tuple(chunk.sequence for chunk in ordered if chunk.is_last),
-        edits=plan_edits(ordered, device),
+        edits=planner.plan(ordered),
     )
 
 

@@ -2,55 +2,130 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from reft_interventions.folded import FoldedEdit, SiteKey
-from reft_interventions.ops import EditGroup, apply_edits
+from reft_interventions.folded import SiteKey
+from reft_interventions.ops import EditedRows, EditGroup, EditStacks, apply_edits
 
 from .scheduler import ScheduledChunk
+from .sequence import Sequence, SequenceEdit
+
+_Place = tuple[SiteKey, int]
+"""A site, and which of a sequence's edits there: the first, the second, …"""
 
 
 class EditPlan:
-    """The edits of one step: for each site, passes of groups. A pass edits a row at most once."""
+    """The edits of one step: for each site, groups that apply in order."""
 
-    def __init__(self, passes: dict[SiteKey, list[list[EditGroup]]]) -> None:
-        self.passes = passes
+    def __init__(self, groups: Mapping[SiteKey, SequenceOf[EditGroup]]) -> None:
+        self.groups = groups
 
     @property
     def sites(self) -> SequenceOf[SiteKey]:
         """Sites where at least one row of this step is edited."""
-        return tuple(self.passes)
+        return tuple(self.groups)
 
     def apply(self, hidden: Tensor, layer: int, component: str) -> None:
         """Edit `hidden` (`[num_tokens, hidden_size]`) in place; nothing runs at a site without edited rows."""
-        for groups in self.passes.get((layer, component), ()):
+        groups = self.groups.get((layer, component))
+        if groups is not None:
             apply_edits(hidden, groups)
 
 
-NO_EDITS = EditPlan({})
+NO_EDITS = EditPlan(MappingProxyType({}))
 
 
-def plan_edits(chunks: SequenceOf[ScheduledChunk], device: torch.device) -> EditPlan:
-    """Group edited rows by site, order within the sequence, and edit."""
-    grouped: dict[SiteKey, dict[tuple[int, int], tuple[FoldedEdit, list[int]]]] = {}
-    offset = 0
-    for chunk in chunks:
-        if chunk.sequence.has_edits_in(chunk.start):
-            for edit in chunk.sequence.edits:
-                rows = edit.rows(chunk.start, chunk.start + chunk.num_tokens)
-                if rows:
-                    group = grouped.setdefault(edit.site, {}).setdefault((edit.order, id(edit.edit)), (edit.edit, []))
-                    group[1].extend(offset - chunk.start + row for row in rows)
-        offset += chunk.num_tokens
-    if not grouped:
-        return NO_EDITS
-    passes: dict[SiteKey, list[list[EditGroup]]] = {}
-    for site, groups in grouped.items():
-        by_order: dict[int, list[EditGroup]] = {}
-        for (order, _), (folded_edit, rows) in groups.items():
-            by_order.setdefault(order, []).append(EditGroup(folded_edit, torch.tensor(rows, device=device)))
-        passes[site] = [by_order[order] for order in sorted(by_order)]
-    return EditPlan(passes)
+class EditPlanner:
+    """Plans the edits of step after step. A plan is valid until the next one is made: they share buffers.
+
+    Decoding rows keep their edits from step to step, so their part of the plan is kept while the same sets decode in
+    the same rows. There, different edits of few rows each are stacked (`EditStacks`); a prompt's rows are many, and get
+    one product per edit.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stacks = EditStacks()
+        self._decoding: list[tuple[int, list[str]]] = []
+        self._decoding_plan = NO_EDITS
+        self._decoding_groups: dict[_Place, list[EditGroup]] = {}
+
+    def plan(self, chunks: SequenceOf[ScheduledChunk]) -> EditPlan:
+        """The plan of a step that computes `chunks`, laid out one after the other."""
+        decoding: list[tuple[int, Sequence]] = []
+        prompts: list[tuple[int, ScheduledChunk]] = []
+        offset = 0
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.has_edits_in(chunk.start):
+                if chunk.num_tokens == 1 and chunk.start >= sequence.prompt_length:
+                    decoding.append((offset, sequence))
+                else:
+                    prompts.append((offset, chunk))
+            offset += chunk.num_tokens
+        if decoding:
+            self._update_decoding(decoding)
+        if not prompts:
+            return self._decoding_plan if decoding else NO_EDITS
+        places = dict(self._decoding_groups) if decoding else {}
+        for place, edited in _by_place(_prompt_rows(prompts)).items():
+            places[place] = places.get(place, []) + self._groups(edited)
+        return _in_order(places)
+
+    def _update_decoding(self, decoding: list[tuple[int, Sequence]]) -> None:
+        # Equal content hashes mean equal edits.
+        key = [(row, [one.content_hash for one in s.request.interventions]) for row, s in decoding]
+        if key == self._decoding:
+            return
+        self._decoding = []  # until the new groups are complete
+        self._decoding_groups = {
+            place: self._groups(self._stacks.merge(place, edited))
+            for place, edited in _by_place(_decoding_rows(decoding)).items()
+        }
+        self._decoding_plan = _in_order(self._decoding_groups)
+        self._stacks.sweep()
+        self._decoding = key
+
+    def _groups(self, edited: Iterable[EditedRows]) -> list[EditGroup]:
+        return [EditGroup(edit, self._index(rows)) for edit, rows in edited]
+
+    def _index(self, rows: list[int]) -> Tensor | slice:
+        if rows[-1] - rows[0] + 1 == len(rows):
+            return slice(rows[0], rows[-1] + 1)
+        return torch.tensor(rows, device=self._device)
+
+
+def _decoding_rows(decoding: list[tuple[int, Sequence]]) -> Iterator[tuple[SequenceEdit, list[int]]]:
+    for row, sequence in decoding:
+        for edit in sequence.edits:
+            if edit.intervals[-1][1] is None:
+                yield edit, [row]
+
+
+def _prompt_rows(prompts: list[tuple[int, ScheduledChunk]]) -> Iterator[tuple[SequenceEdit, list[int]]]:
+    for offset, chunk in prompts:
+        for edit in chunk.sequence.edits:
+            positions = edit.rows(chunk.start, chunk.start + chunk.num_tokens)
+            if positions:
+                yield edit, [position - chunk.start + offset for position in positions]
+
+
+def _by_place(edited: Iterable[tuple[SequenceEdit, list[int]]]) -> dict[_Place, list[EditedRows]]:
+    """Per place, each edit once with all its rows."""
+    places: dict[_Place, dict[int, EditedRows]] = {}
+    for edit, rows in edited:
+        members = places.setdefault((edit.site, edit.order), {})
+        members.setdefault(id(edit.edit), (edit.edit, []))[1].extend(rows)
+    return {place: list(members.values()) for place, members in places.items()}
+
+
+def _in_order(places: Mapping[_Place, list[EditGroup]]) -> EditPlan:
+    groups: dict[SiteKey, list[EditGroup]] = {}
+    for site, order in sorted(places):
+        groups.setdefault(site, []).extend(places[site, order])
+    return EditPlan(groups)

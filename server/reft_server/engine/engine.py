@@ -15,6 +15,7 @@ from reft_interventions.folded import FoldedSet
 from reft_server.errors import EngineDeadError, EngineOverloadedError, EngineStepError, ReftError
 
 from .batch import build_batch
+from .edit_plan import EditPlanner
 from .kv_cache import KVCache
 from .prefix_cache import PrefixCache
 from .sampler import SampledToken, sample
@@ -48,6 +49,7 @@ class LocalEngine:
         self._is_stopping = False
         self._has_cancelled = False
         self._outputs: dict[Sequence, list[TokenOutput]] = {}
+        self._edit_planner = EditPlanner(model.kv_layout.device)
         self._counters: Counter[str] = Counter()
         self._reset()
 
@@ -192,7 +194,7 @@ class LocalEngine:
     def _execute(self, chunks: list[ScheduledChunk]) -> None:
         """Run chunks in one forward; if that fails, each alone, so that only the culprit fails."""
         try:
-            batch = build_batch(chunks, self._model.kv_layout.device)
+            batch = build_batch(chunks, self._model.kv_layout.device, self._edit_planner)
             logits = self._model.forward(batch)
             tokens = sample(logits, batch.sampled_sequences) if batch.sampled_sequences else []
         except Exception as error:

@@ -34,12 +34,12 @@ class _ObservedEdits(EditPlan):
     """Edits that compare every site before and after."""
 
     def __init__(self, plan: EditPlan) -> None:
-        super().__init__(plan.passes)
+        super().__init__(plan.groups)
         self.seen: dict[SiteKey, _Seen] = {}
 
     def apply(self, hidden: Tensor, layer: int, component: str) -> None:
-        groups = [group for groups in self.passes.get((layer, component), ()) for group in groups]
-        if not groups:
+        groups = self.groups.get((layer, component))
+        if groups is None:
             return
         before = hidden.clone()
         super().apply(hidden, layer, component)

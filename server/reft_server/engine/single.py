@@ -13,7 +13,7 @@ from torch import Tensor
 from reft_interventions.folded import FoldedSet
 
 from .batch import Batch, build_batch
-from .edit_plan import EditPlan
+from .edit_plan import EditPlan, EditPlanner
 from .kv_cache import KVCache, KVLayout
 from .scheduler import ScheduledChunk
 from .sequence import Sequence
@@ -63,11 +63,12 @@ def run_alone(
     )
     sequence = Sequence(request, NullStream(), len(model.kv_layout.layers))
     sequence.slot = cache.allocate(num_tokens)
+    planner = EditPlanner(model.kv_layout.device)
     logits = []
     start = 0
     for size in chunk_sizes or (num_tokens,):
         sequence.token_ids = list(token_ids[: start + size])
-        batch = build_batch([ScheduledChunk(sequence, start, size)], model.kv_layout.device)
+        batch = build_batch([ScheduledChunk(sequence, start, size)], model.kv_layout.device, planner)
         logits.append(model.forward(replace(batch, edits=wrap_edits(batch.edits))))
         start += size
     return torch.cat(logits)
