@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Self
@@ -47,10 +46,11 @@ class TensorEdit(ABC):
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     @cached_property
-    def shape_key(self) -> Hashable:
+    def shape_key(self) -> str:
         """Equal for edits whose weights can lie side by side: same kind, options and shapes."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return type(self), *((n, tuple(v.shape) if isinstance(v, Tensor) else v) for n, v in values)
+        options = (f"{name}={tuple(v.shape) if isinstance(v, Tensor) else v!r}" for name, v in values)
+        return f"{type(self).__name__}({', '.join(options)})"
 
     def digest(self) -> bytes:
         """SHA-256 of the edit's kind, options and weights: equal digests mean equal behaviour."""

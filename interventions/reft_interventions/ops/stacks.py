@@ -14,10 +14,9 @@ from reft_interventions.folding import TensorEdit
 EditedRows = tuple[FoldedEdit, list[int]]
 """An edit and the rows that it edits, ascending."""
 
-_MAX_ROWS = 4
-"""Of one edit: for more, one product for all of them is as good as a copy of its weights for each."""
-_MAX_BYTES = 128 << 10
-"""Of one edit's weights: reading more than that takes longer than the calls that a stack saves."""
+_MAX_COPY_BYTES = 1 << 20
+"""Copies of one edit's weights that are read in the time that a product of its own takes to call."""
+_MAX_STACKS_BYTES = 256 << 20
 
 
 class EditStacks:
@@ -29,33 +28,38 @@ class EditStacks:
     def __init__(self) -> None:
         self._buffers: dict[Hashable, dict[str, Tensor]] = {}
         self._used: dict[Hashable, dict[str, Tensor]] = {}
+        self._used_bytes = 0
 
     def merge(self, name: Hashable, edited: Iterable[EditedRows]) -> list[EditedRows]:
         """The same edits of the same rows, those of one kind and one rank as a single edit.
 
-        Edits that are large or have many rows stay as they are. Nothing is padded: each rank has its own stack.
+        Nothing is padded: each rank has its own stack. Edits stay as they are where their copies would be large.
 
         Args:
             name: of this merge; the stacks of an earlier one of that name are overwritten.
             edited: edits and their rows; no row occurs twice.
         """
         merged: list[EditedRows] = []
-        alike: dict[Hashable, list[tuple[int, TensorEdit]]] = {}
+        alike: dict[str, list[tuple[TensorEdit, list[int]]]] = {}
         for edit, rows in edited:
-            if isinstance(edit, TensorEdit) and len(rows) <= _MAX_ROWS and edit.num_bytes <= _MAX_BYTES:
-                alike.setdefault(edit.shape_key, []).extend((row, edit) for row in rows)
+            if isinstance(edit, TensorEdit) and len(rows) * edit.num_bytes <= _MAX_COPY_BYTES:
+                alike.setdefault(edit.shape_key, []).append((edit, rows))
             else:
                 merged.append((edit, rows))
-        for key, pairs in alike.items():
-            pairs.sort(key=lambda pair: pair[0])
-            edits = [edit for _, edit in pairs]
-            is_one = all(edit is edits[0] for edit in edits)
-            merged.append((edits[0] if is_one else self._stack((name, key), edits), [row for row, _ in pairs]))
+        for key, members in alike.items():
+            pairs = sorted(((row, edit) for edit, rows in members for row in rows), key=lambda pair: pair[0])
+            num_bytes = len(pairs) * members[0][0].num_bytes
+            if len(members) == 1 or self._used_bytes + num_bytes > _MAX_STACKS_BYTES:
+                merged += members
+            else:
+                self._used_bytes += num_bytes
+                stacked = self._stack((name, key), [edit for _, edit in pairs])
+                merged.append((stacked, [row for row, _ in pairs]))
         return merged
 
     def sweep(self) -> None:
         """Free the stacks that were not made since the last sweep."""
-        self._buffers, self._used = self._used, {}
+        self._buffers, self._used, self._used_bytes = self._used, {}, 0
 
     def _stack(self, name: Hashable, edits: Sequence[TensorEdit]) -> TensorEdit:
         """One edit whose weights are `[num_rows, ...]`: row i's are those of `edits[i]`."""

@@ -153,14 +153,24 @@ def test_merge_makes_one_stack_per_kind_and_rank_without_padding() -> None:
     assert shapes == {(0, 2): (2, 1, HIDDEN_SIZE), (1,): (8, HIDDEN_SIZE)}
 
 
-@pytest.mark.parametrize("large", ["rows", "bytes"])
-def test_merge_leaves_an_edit_with_many_rows_or_bytes_alone(large: str) -> None:
-    small = [make_edit("low_rank", 0, 1), make_edit("low_rank", 1, 1)]
-    edit = make_edit("low_rank", 2, 1 if large == "rows" else 512)
-    rows = [2, 3, 4, 5, 6, 7] if large == "rows" else [2]
-    merged = EditStacks().merge("site", [(small[0], [0]), (small[1], [1]), (edit, rows)])
-    assert (edit, rows) in merged
-    assert len(merged) == 2
+def test_merge_leaves_an_edit_alone_whose_copies_would_be_large() -> None:
+    """Of 512 kB each: one row is stacked, twelve rows share one product."""
+    edits = [make_edit("low_rank", seed, 1024) for seed in range(3)]
+    shared = (edits[2], [*range(2, 14)])
+    merged = EditStacks().merge("site", [(edits[0], [0]), (edits[1], [1]), shared])
+    assert shared in merged
+    assert [rows for _, rows in merged] == [[*range(2, 14)], [0, 1]]
+
+
+def test_merge_stops_stacking_when_all_stacks_together_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    edits = [make_edit("low_rank", seed, 4) for seed in range(4)]
+    edited = [(edit, [row]) for row, edit in enumerate(edits)]
+    assert isinstance(edits[0], LowRankEdit)
+    monkeypatch.setattr("reft_interventions.ops.stacks._MAX_STACKS_BYTES", 6 * edits[0].num_bytes)
+    stacks = EditStacks()
+    assert [len(stacks.merge(name, edited)) for name in ("first", "second")] == [1, 4]
+    stacks.sweep()
+    assert len(stacks.merge("second", edited)) == 1
 
 
 def test_merge_again_under_a_name_reuses_its_memory_and_holds_the_new_edits() -> None:
