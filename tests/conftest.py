@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from reft_interventions import FORMULAS, BaseModelRef, InterventionSet, InterventionSpec, Manifest, base_model_spec
+
+settings.register_profile(
+    "long", max_examples=2000, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 TinyModel = Callable[..., PreTrainedModel]
 MakeSet = Callable[..., InterventionSet]
