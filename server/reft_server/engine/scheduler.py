@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 
 from reft_server.errors import EngineOverloadedError, ReftError, RequestTimeoutError
@@ -92,15 +91,9 @@ class Scheduler:
     def schedule(self) -> list[ScheduledChunk]:
         """Choose the next step's chunks; empty when there is nothing to do."""
         step = _Step(self._settings.max_num_batched_tokens)
-        self.running.sort(key=self._running_order)
-        for sequence in tuple(self.running):
-            is_decoding = sequence.num_pending_tokens == 1
-            may_run = step.budget > 0 if is_decoding else step.may_prefill(sequence)
-            if may_run and sequence in self.running and self._ensure_room(sequence, step):
-                self._append(step, sequence)
         self._num_held_steps = max(self._num_held_steps - 1, 0)
-        if not self._num_held_steps or not self.running:
-            self._admit(step)
+        self._decode(step)
+        self._prefill(step)
         return step.chunks
 
     def computed(self, chunk: ScheduledChunk) -> None:
@@ -144,10 +137,32 @@ class Scheduler:
         num_surplus = sum(not one.has_run for one in self.waiting) - self._settings.max_queue_len
         return [(sequence, error) for sequence in self.waiting.heaviest(num_surplus)]
 
-    def _running_order(self, sequence: Sequence) -> tuple[bool, float, tuple[float, int]]:
-        if sequence.num_pending_tokens == 1:
-            return False, 0.0, sequence.order
-        return True, *self.waiting.rank(sequence)
+    def _decode(self, step: _Step) -> None:
+        for sequence in sorted((one for one in self.running if one.num_pending_tokens == 1), key=_order):
+            if step.budget > 0 and sequence in self.running and self._ensure_room(sequence, step):
+                self._append(step, sequence)
+
+    def _prefill(self, step: _Step) -> None:
+        """Prompts in the order of their rank, those that run and those that wait alike."""
+        running = [one for one in self.running if one.num_pending_tokens > 1]
+        may_admit = not self._num_held_steps or not self.running
+        skipped: set[Sequence] = set()
+        while step.budget > 0:
+            waiting = self.waiting.first(skipped) if may_admit else None
+            candidates = running if waiting is None else [*running, waiting]
+            sequence = min(candidates, key=self.waiting.rank, default=None)
+            if sequence is None or not step.may_prefill(sequence):
+                return
+            if sequence is not waiting:
+                running.remove(sequence)
+                if sequence in self.running and self._ensure_room(sequence, step):
+                    self._append(step, sequence)
+            elif self._waits_for_another(sequence):
+                skipped.add(sequence)
+            elif self._admit(sequence, step):
+                self._append(step, sequence)
+            else:
+                may_admit = False
 
     def _append(self, step: _Step, sequence: Sequence) -> None:
         num_tokens = min(sequence.num_pending_tokens, step.budget)
@@ -161,24 +176,17 @@ class Scheduler:
 
     # --- admission
 
-    def _admit(self, step: _Step) -> None:
-        skipped: set[Sequence] = set()
-        while step.budget > 0:
-            sequence = self.waiting.first(skipped)
-            if sequence is None or not step.may_prefill(sequence):
-                return
-            if self._waits_for_another(sequence):
-                skipped.add(sequence)
-                continue
-            if len(self.running) >= self._settings.max_num_seqs and not self._take_place_for(sequence, step):
-                return
-            while not self._place(sequence):
-                if not self._take_place_for(sequence, step):
-                    return
-            sequence.has_run = True
-            self.waiting.discard(sequence)
-            self.running.append(sequence)
-            self._append(step, sequence)
+    def _admit(self, sequence: Sequence, step: _Step) -> bool:
+        """Let a waiting sequence run; False when there is no place or no room for it."""
+        if len(self.running) >= self._settings.max_num_seqs and not self._take_place_for(sequence, step):
+            return False
+        while not self._place(sequence):
+            if not self._take_place_for(sequence, step):
+                return False
+        sequence.has_run = True
+        self.waiting.admit(sequence)
+        self.running.append(sequence)
+        return True
 
     def _waits_for_another(self, sequence: Sequence) -> bool:
         """Whether a running sequence is about to compute a good part of this one's prompt."""
@@ -239,8 +247,8 @@ class Scheduler:
 
     def _take_place_for(self, sequence: Sequence, step: _Step) -> bool:
         """Preempt the last sequence of a tenant above its share, for one whose tenant stays within its own."""
-        num_running = Counter(one.request.tenant for one in self.running)
-        share = len(self.running) / len(self.waiting.active_tenants)
+        num_running = self.waiting.num_running
+        share = len(self.running) / self.waiting.num_active_tenants
         tenant = sequence.request.tenant
         greediest = max(num_running, key=lambda name: num_running[name], default=tenant)
         if greediest == tenant or num_running[tenant] + 1 > share or num_running[greediest] <= share:
@@ -273,7 +281,7 @@ class Scheduler:
         step.drop(sequence)
         self.running.remove(sequence)
         self._release(sequence)
-        self.waiting.push(sequence)
+        self.waiting.take_back(sequence)
 
     def _release(self, sequence: Sequence, *, is_sound: bool = True, with_tail: bool = False) -> None:
         if self._prefix_cache is not None:

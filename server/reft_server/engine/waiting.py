@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from .sequence import Sequence
 
-_MAX_IDLE_TENANTS = 1024
+_MAX_IDLE_TENANTS = 1024  # whose counters are kept
+_STARVED_S = 10.0
 
 
 class WaitingQueue:
@@ -16,7 +18,8 @@ class WaitingQueue:
 
     A tenant's *service* is a virtual counter of the tokens that it was given. A tenant that comes back after a pause
     starts no lower than the least served active one, so that idling earns no credit. A waiting tenant's
-    counter stands still while others' grow: it is first in the end, so nobody starves.
+    counter stands still while others' grow, so it is first in the end. Endless newcomers could still keep it out:
+    therefore a tenant with nothing running, and a request that has waited for `_STARVED_S`, goes before all others.
 
     Source: Sheng et al. 2024, "Fairness in Serving Large Language Models" (VTC), arXiv:2401.00588.
     """
@@ -25,6 +28,7 @@ class WaitingQueue:
         self._by_tenant: dict[str, list[Sequence]] = {}
         self._service: dict[str, float] = {}
         self._num_active: Counter[str] = Counter()
+        self._num_running: Counter[str] = Counter()
         self._length = 0
 
     def __len__(self) -> int:
@@ -35,9 +39,59 @@ class WaitingQueue:
             yield from sequences
 
     @property
-    def active_tenants(self) -> Collection[str]:
+    def num_active_tenants(self) -> int:
         """Tenants with a waiting or running sequence."""
-        return self._num_active.keys()
+        return len(self._num_active)
+
+    @property
+    def num_running(self) -> Mapping[str, int]:
+        """Running sequences by tenant."""
+        return self._num_running
+
+    def charge(self, tenant: str, num_tokens: float) -> None:
+        """Count tokens that a tenant's sequences are given."""
+        self._service[tenant] += num_tokens
+
+    def enter(self, sequence: Sequence) -> None:
+        """A new sequence waits; `leave` must follow when it is finished."""
+        tenant = sequence.request.tenant
+        if not self._num_active[tenant]:
+            active = [self._service[name] for name, count in self._num_active.items() if count]
+            self._service[tenant] = max(self._service.get(tenant, 0.0), min(active, default=0.0))
+        self._num_active[tenant] += 1
+        self._insert(sequence)
+
+    def admit(self, sequence: Sequence) -> None:
+        """A waiting sequence runs now."""
+        self._remove(sequence)
+        self._num_running[sequence.request.tenant] += 1
+
+    def take_back(self, sequence: Sequence) -> None:
+        """A running sequence waits again, at the place that its arrival gives it."""
+        self._num_running[sequence.request.tenant] -= 1
+        self._insert(sequence)
+
+    def leave(self, sequence: Sequence) -> None:
+        """A sequence is finished, waiting or running."""
+        tenant = sequence.request.tenant
+        if not self._remove(sequence):
+            self._num_running[tenant] -= 1
+        self._num_active[tenant] -= 1
+        if not self._num_active[tenant]:
+            del self._num_active[tenant], self._num_running[tenant]
+            if len(self._service) > _MAX_IDLE_TENANTS + len(self._num_active):
+                self._service = {name: self._service[name] for name in self._num_active}
+
+    def first(self, skipped: Collection[Sequence] = ()) -> Sequence | None:
+        """The next sequence to admit, leaving out `skipped`."""
+        heads = [next((one for one in sequences if one not in skipped), None) for sequences in self._by_tenant.values()]
+        return min((one for one in heads if one is not None), key=self.rank, default=None)
+
+    def rank(self, sequence: Sequence) -> tuple[bool, float, tuple[float, int]]:
+        """What prompts are ordered by, waiting and running ones alike."""
+        tenant = sequence.request.tenant
+        is_starved = not self._num_running[tenant] and sequence.order[0] < time.monotonic() - _STARVED_S
+        return not is_starved, 0.0 if is_starved else self._service[tenant], sequence.order
 
     def is_lighter_than_another(self, tenant: str, num_more: int) -> bool:
         """Whether a tenant with `num_more` sequences more would still have fewer waiting than some other has.
@@ -52,40 +106,11 @@ class WaitingQueue:
         fresh = {name: [one for one in waiting if not one.has_run] for name, waiting in self._by_tenant.items()}
         return [max(fresh.values(), key=len).pop() for _ in range(num_sequences)]
 
-    def service(self, tenant: str) -> float:
-        """Virtual tokens that a tenant was given."""
-        return self._service.get(tenant, 0.0)
-
-    def charge(self, tenant: str, num_tokens: float) -> None:
-        """Count tokens that a tenant's sequences are given."""
-        self._service[tenant] = self.service(tenant) + num_tokens
-
-    def enter(self, sequence: Sequence) -> None:
-        """A new sequence joins; `leave` must follow when it is finished."""
-        tenant = sequence.request.tenant
-        if not self._num_active[tenant]:
-            others = [self._service[name] for name, count in self._num_active.items() if count]
-            self._service[tenant] = max(self.service(tenant), min(others, default=0.0))
-        self._num_active[tenant] += 1
-        self.push(sequence)
-
-    def leave(self, sequence: Sequence) -> None:
-        """A sequence is finished, wherever it was."""
-        self.discard(sequence)
-        tenant = sequence.request.tenant
-        self._num_active[tenant] -= 1
-        if not self._num_active[tenant]:
-            del self._num_active[tenant]
-            if len(self._service) > _MAX_IDLE_TENANTS + len(self._num_active):
-                self._service = {name: self._service[name] for name in self._num_active}
-
-    def push(self, sequence: Sequence) -> None:
-        """Wait, again if need be: a preempted sequence keeps the place that its arrival gives it."""
+    def _insert(self, sequence: Sequence) -> None:
         bisect.insort(self._by_tenant.setdefault(sequence.request.tenant, []), sequence, key=lambda one: one.order)
         self._length += 1
 
-    def discard(self, sequence: Sequence) -> bool:
-        """Take a sequence out; False when it did not wait."""
+    def _remove(self, sequence: Sequence) -> bool:
         tenant = sequence.request.tenant
         sequences = self._by_tenant.get(tenant, [])
         if sequence not in sequences:
@@ -95,12 +120,3 @@ class WaitingQueue:
         if not sequences:
             del self._by_tenant[tenant]
         return True
-
-    def first(self, skipped: Collection[Sequence] = ()) -> Sequence | None:
-        """The next sequence to admit, leaving out `skipped`."""
-        heads = [next((one for one in sequences if one not in skipped), None) for sequences in self._by_tenant.values()]
-        return min((one for one in heads if one is not None), key=self.rank, default=None)
-
-    def rank(self, sequence: Sequence) -> tuple[float, tuple[float, int]]:
-        """What sequences are ordered by, across tenants."""
-        return self.service(sequence.request.tenant), sequence.order
