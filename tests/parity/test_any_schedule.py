@@ -86,7 +86,7 @@ class AnySchedule(RuleBasedStateMachine):
     seen: Counter[str]
 
     @initialize(
-        kv_tokens=st.sampled_from([192, 320, 512, 4096]),
+        kv_tokens=st.sampled_from([256, 384, 512, 4096]),
         prefix_blocks=st.sampled_from([0, 3, 12, 200]),
         num_batched_tokens=st.sampled_from([1, 5, 16, 33, 512]),
         num_seqs=st.integers(1, 6),
@@ -111,7 +111,7 @@ class AnySchedule(RuleBasedStateMachine):
         num_own=st.integers(1, 24),
         own=st.integers(0, 3),
         names=st.lists(st.integers(0, len(SPECS) - 1), max_size=2),
-        max_tokens=st.sampled_from([1, 3, 9, 40]),
+        max_tokens=st.sampled_from([1, 5, 40, 120]),
         tenant=st.sampled_from(["", "a", "b"]),
         priority=st.integers(-1, 1),
     )
