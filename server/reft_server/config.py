@@ -69,6 +69,12 @@ class EngineGroup(BaseModel):
     max_queue_time_s: float = Field(
         _ENGINE.max_queue_time_s, gt=0, le=86_400, description="A request that waits longer is refused, seconds."
     )
+    max_step_time_s: float = Field(
+        _ENGINE.max_step_time_s,
+        gt=0,
+        le=86_400,
+        description="A step that takes longer hangs: requests fail, and /ready is red until it ends, seconds.",
+    )
     max_model_len: int | None = Field(
         _ENGINE.max_model_len, ge=2, le=1 << 24, description="Context window in tokens; unset = the model's own."
     )

@@ -27,6 +27,7 @@ from .single import Model
 from .stream import QueueStream, publish
 from .types import EngineStats, FinishReason, GenerationRequest, ModelInfo, SelfTestReport, TokenOutput
 from .validation import validate_request
+from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,11 @@ class LocalEngine:
         self._wake = threading.Condition()
         self._inbox: deque[Sequence] = deque()
         self._jobs: deque[Callable[[], None]] = deque()
+        self._job_futures: set[Future[SelfTestReport]] = set()
         self._thread: threading.Thread | None = None
+        self._watchdog = Watchdog(settings.max_step_time_s, self._on_hang)
         self._is_stopping = False
+        self._is_restarting = False
         self._has_cancelled = False
         self._outputs: dict[Sequence, list[TokenOutput]] = {}
         self._edit_planner = EditPlanner(model.kv_layout.device)
@@ -57,7 +61,8 @@ class LocalEngine:
 
     @property
     def is_ready(self) -> bool:
-        return self._thread is not None and self._thread.is_alive() and not self._is_stopping
+        is_running = self._thread is not None and self._thread.is_alive()
+        return is_running and not (self._is_stopping or self._is_restarting or self._watchdog.is_hung)
 
     def submit(self, request: GenerationRequest) -> QueueStream:
         validate_request(request, self.model_info, self._kv_cache)
@@ -94,6 +99,7 @@ class LocalEngine:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="reft-engine", daemon=True)
             self._thread.start()
+            self._watchdog.start()
 
     async def stop(self) -> None:
         with self._wake:
@@ -101,23 +107,43 @@ class LocalEngine:
             self._wake.notify()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._watchdog.stop)
 
     async def _run_job(self, function: Callable[[], SelfTestReport]) -> SelfTestReport:
         """Run a function in the engine's thread, between two steps."""
         future: Future[SelfTestReport] = Future()
 
         def job() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except Exception as error:  # noqa: BLE001 - handed to the waiting caller
+            try:
+                report = function()
+            except Exception as error:  # noqa: BLE001 - handed to the waiting caller
+                if not future.done():
                     future.set_exception(error)
+            else:
+                if not future.done():
+                    future.set_result(report)
 
         with self._wake:
             self._check_ready()
             self._jobs.append(job)
+            self._job_futures.add(future)
             self._wake.notify()
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            self._job_futures.discard(future)
+
+    def _on_hang(self) -> None:
+        """Tell every client now: the step may never end, and then nothing else would. Runs in the watchdog's thread."""
+        error = EngineDeadError("the engine hangs in a step; try again once /ready answers 200")
+        with self._wake:
+            sequences = [*self._scheduler.running, *self._scheduler.waiting, *self._inbox]
+            futures = [one for one in self._job_futures if not one.done()]
+        publish((one.stream, [TokenOutput(None, finish_reason="error", error=error)]) for one in sequences)
+        for sequence in sequences:
+            sequence.stream.cancel()  # it leaves if the step ever ends
+        for future in futures:
+            future.set_exception(error)
 
     def _check_queue(self, tenant: str) -> None:
         """A full queue still takes a request of a tenant that has fewer there than another, who then gives way."""
@@ -151,21 +177,27 @@ class LocalEngine:
                         self._wait_for_work()
             except Exception:
                 logger.exception("engine crashed, restarting num_running=%d", len(self._scheduler.running))
+                self._is_restarting = True
                 self._counters["restarts"] += 1
                 self._fail_all(EngineDeadError("the engine failed and was restarted; send the request again"))
+                self._is_restarting = False
         self._fail_all(EngineDeadError("the server is shutting down"))
         for job in self._jobs:
             job()
 
     def step(self) -> bool:
         """Schedule, run, sample and publish once; False when there was nothing to do."""
-        self._take_in()
-        chunks = self._scheduler.schedule()
-        if chunks:
-            self._execute(chunks)
-        elif self._scheduler.waiting:
-            raise RuntimeError("requests wait and none can run")
-        self._publish()
+        self._watchdog.begin()
+        try:
+            self._take_in()
+            chunks = self._scheduler.schedule()
+            if chunks:
+                self._execute(chunks)
+            elif self._scheduler.waiting:
+                raise RuntimeError("requests wait and none can run")
+            self._publish()
+        finally:
+            self._watchdog.end()
         return bool(chunks)
 
     def _wait_for_work(self) -> None:

@@ -22,6 +22,7 @@ class EngineSettings:
             same interventions computed, as servers do that key their cache by adapter; `off`.
         max_queue_len: waiting requests; one more is refused at once.
         max_queue_time_s: a request that waits longer is refused, seconds.
+        max_step_time_s: a step that takes longer hangs: requests fail, and the engine is not ready until it ends.
         max_model_len: context window, tokens; None = the model's own.
         num_threads: torch's threads inside a step; None = one per core.
         model_path: `packed` (our forward of the Llama shape), `generic` (transformers' modules), `auto` picks.
@@ -34,6 +35,7 @@ class EngineSettings:
     prefix_cache_scope: PrefixCacheScope = "shared"
     max_queue_len: int = 256
     max_queue_time_s: float = 60.0
+    max_step_time_s: float = 300.0
     max_model_len: int | None = None
     num_threads: int | None = None
     model_path: ModelPath = "auto"

@@ -24,12 +24,15 @@ class QueueStream:
         self._on_cancel = on_cancel
         self._outputs: list[TokenOutput] = []
         self._arrived = asyncio.Event()
+        self._has_end = False
         self._is_finished = False
 
     def deliver(self, outputs: list[TokenOutput]) -> None:
-        """Add outputs; called on the event loop only."""
-        self._outputs.extend(outputs)
-        self._arrived.set()
+        """Add outputs; called on the event loop only. What comes after an end is dropped."""
+        if not self._has_end:
+            self._has_end = outputs[-1].finish_reason is not None
+            self._outputs.extend(outputs)
+            self._arrived.set()
 
     def cancel(self) -> None:
         """Give up the request. Safe from any thread, any number of times."""
@@ -58,6 +61,9 @@ class NullStream:
     """The stream of a sequence that nobody waits for."""
 
     is_cancelled = False
+
+    def cancel(self) -> None:
+        """Nobody waits: nothing to do."""
 
 
 def publish(batches: Iterable[tuple[QueueStream | NullStream, list[TokenOutput]]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -202,6 +203,76 @@ def test_crashed_engine_fails_what_is_in_flight_and_serves_again(
     asyncio.run(run())
     assert engine.stats().num_restarts == 1
     assert engine.is_ready
+
+
+def test_out_of_memory_in_a_large_step_fails_nobody(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward that can't get its memory for a whole batch is repeated request by request."""
+    engine = make_engine()
+    real = engine._model.forward
+
+    def forward(batch: Batch) -> Any:
+        if len(batch.sampled_sequences) > 1:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return real(batch)
+
+    async def run() -> None:
+        alone = await collect(engine, request(5, 6, 7))
+        monkeypatch.setattr(engine._model, "forward", forward)
+        assert await asyncio.gather(*(collect(engine, request(5, 6, 7)) for _ in range(4))) == [alone] * 4
+
+    asyncio.run(run())
+    assert engine.stats().num_restarts == 0
+
+
+def test_out_of_memory_in_the_kv_cache_restarts_the_engine(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+
+    async def run() -> None:
+        alone = await collect(engine, request(5, 6, 7))
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._kv_cache, "allocate", lambda _: torch.zeros(1 << 60))
+            with pytest.raises(EngineDeadError, match="restarted"):
+                await collect(engine, request(*range(1, 70)))
+        assert await collect(engine, request(5, 6, 7)) == alone
+
+    asyncio.run(run())
+    assert engine.stats().num_restarts == 1
+    assert engine.stats().kv_cache_usage == 0
+
+
+def test_hanging_step_fails_its_clients_and_is_not_ready_until_it_ends(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(max_step_time_s=0.2)
+    goes_on = threading.Event()
+    real = engine._model.forward
+
+    def hang(batch: Batch) -> Any:
+        goes_on.wait(60)
+        return real(batch)
+
+    async def run() -> None:
+        alone = await collect(engine, request(5, 6, 7))
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._model, "forward", hang)
+            requests = [asyncio.create_task(collect(engine, request(5, 6, i))) for i in range(3)]
+            await asyncio.sleep(0)
+            test = asyncio.create_task(engine.self_test(poisoned_set(1.0)))
+            results = await asyncio.gather(*requests, test, return_exceptions=True)
+            assert [type(result) for result in results] == [EngineDeadError] * 4
+            assert not engine.is_ready
+            with pytest.raises(EngineDeadError):
+                engine.submit(request(1))
+        goes_on.set()
+        while not engine.is_ready or engine.stats().num_requests_running:
+            await asyncio.sleep(0.01)
+        assert await collect(engine, request(5, 6, 7)) == alone
+
+    asyncio.run(run())
+    assert engine.stats().kv_cache_usage == 0
+    assert "in hang" in caplog.text, "the log must show where the thread is"
 
 
 def test_stopped_engine_fails_waiting_requests_and_refuses_new_ones(make_engine: MakeEngine) -> None:
