@@ -83,7 +83,8 @@ class EngineGroup(BaseModel):
     )
     model_path: ModelPath = Field(
         _ENGINE.model_path,
-        description="packed = our forward of the Llama shape, generic = transformers' modules, auto = picks.",
+        description="native = the Llama shape in C, compiled at the first start; packed = the same in torch; "
+        "generic = transformers' modules; auto = the first of them that works.",
     )
 
     def to_engine_settings(self) -> EngineSettings:

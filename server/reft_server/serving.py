@@ -51,7 +51,7 @@ def build_app(settings: Settings) -> FastAPI:
         raise ConfigurationError(f"--preload-dir {settings.preload_dir} is not a folder.", param="preload_dir")
     store = InterventionStore(settings.store_dir)
     base = load_base_model(settings)
-    engine = build_engine(base.model, base.model_id, settings.engine.to_engine_settings())
+    engine = build_engine(base.model, base.model_id, settings.engine.to_engine_settings(), cache_dir=settings.cache_dir)
     info = engine.model_info
     registry = Registry(
         store,

@@ -10,7 +10,7 @@ import torch
 from reft_interventions import FORMULAS
 from tests.parity.harness import Case, Comparison, reference, run_together
 
-PATHS = ("packed", "generic")
+PATHS = ("native", "packed", "generic")
 LENGTHS = (1, 2, 3, 11, 23)
 POSITIONS: dict[str, list[dict[str, Any]]] = {
     "f3": [{"positions": "f3"}],

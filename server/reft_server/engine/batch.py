@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,54 +87,80 @@ class PrefillChunk:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step: flat token ids and positions, where their K and V go, which rows are sampled and which edited.
+    """One step: token ids laid out flat, where their K and V go, which rows are sampled and which edited.
 
-    Tokens of decoding sequences come first, grouped by slab and in the order of its rows; then prompts' chunks.
+    Tokens of decoding sequences come first, grouped by slab and in the order of its rows; then prompts' chunks. The
+    tensors and the groups are made when they are asked for: the native path needs none of them.
     """
 
-    input_ids: Tensor  # [num_tokens], int64
-    positions: Tensor  # [num_tokens], int64
-    decode_groups: tuple[DecodeGroup, ...]
-    prefill_chunks: tuple[PrefillChunk, ...]
-    sampled_rows: Tensor  # [num_sampled], int64: rows of the flat batch whose logits are needed
+    chunks: tuple[ScheduledChunk, ...]
+    token_ids: list[int]
+    sampled_rows: list[int]  # rows of the flat batch whose logits are needed
     sampled_sequences: tuple[Sequence, ...]
     edits: EditPlan
+    device: torch.device
 
     @property
     def num_tokens(self) -> int:
-        return self.input_ids.shape[0]
+        return len(self.token_ids)
+
+    @cached_property
+    def input_ids(self) -> Tensor:
+        """`[num_tokens]`, int64."""
+        return torch.tensor(self.token_ids, device=self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """`[num_tokens]`, int64."""
+        ranges = (range(chunk.start, chunk.start + chunk.num_tokens) for chunk in self.chunks)
+        return torch.tensor([position for positions in ranges for position in positions], device=self.device)
+
+    @cached_property
+    def sampled_index(self) -> Tensor:
+        """`sampled_rows` as `[num_sampled]`, int64."""
+        return torch.tensor(self.sampled_rows, dtype=torch.int64, device=self.device)
+
+    @cached_property
+    def decode_groups(self) -> tuple[DecodeGroup, ...]:
+        """Chunks of one token, by slab."""
+        groups: dict[int, list[tuple[int, ScheduledChunk]]] = {}
+        for row, chunk in self._placed_chunks:
+            if chunk.num_tokens == 1:
+                assert chunk.sequence.slot is not None  # the scheduler gave it one
+                groups.setdefault(id(chunk.sequence.slot.slab), []).append((row, chunk))
+        return tuple(_decode_group(members, self.device) for members in groups.values())
+
+    @cached_property
+    def prefill_chunks(self) -> tuple[PrefillChunk, ...]:
+        """Chunks of several tokens."""
+        chunks = []
+        for row, chunk in self._placed_chunks:
+            if chunk.num_tokens > 1:
+                slot = chunk.sequence.slot
+                assert slot is not None  # the scheduler gave it one
+                chunks.append(PrefillChunk(slot.slab, slot.row, row, row + chunk.num_tokens, chunk.start))
+        return tuple(chunks)
+
+    @property
+    def _placed_chunks(self) -> Iterator[tuple[int, ScheduledChunk]]:
+        """Each chunk with the flat row of its first token."""
+        row = 0
+        for chunk in self.chunks:
+            yield row, chunk
+            row += chunk.num_tokens
 
 
 def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device, planner: EditPlanner) -> Batch:
     """Lay chunks out as one flat batch. Every sequence has a slot."""
-    ordered = sorted(chunks, key=_layout_key)
-    input_ids: list[int] = []
-    positions: list[int] = []
+    ordered = tuple(sorted(chunks, key=_layout_key))
+    token_ids: list[int] = []
     sampled_rows: list[int] = []
-    decodes: dict[int, list[tuple[int, ScheduledChunk]]] = {}
-    prefills: list[PrefillChunk] = []
     for chunk in ordered:
-        sequence, row = chunk.sequence, len(input_ids)
-        assert sequence.slot is not None  # the scheduler gave it one
-        end = chunk.start + chunk.num_tokens
-        input_ids += sequence.token_ids[chunk.start : end]
-        positions += range(chunk.start, end)
+        token_ids += chunk.sequence.token_ids[chunk.start : chunk.start + chunk.num_tokens]
         if chunk.is_last:
-            sampled_rows.append(len(input_ids) - 1)
-        if chunk.num_tokens == 1:
-            decodes.setdefault(id(sequence.slot.slab), []).append((row, chunk))
-        else:
-            slot = sequence.slot
-            prefills.append(PrefillChunk(slot.slab, slot.row, row, row + chunk.num_tokens, chunk.start))
-    return Batch(
-        input_ids=torch.tensor(input_ids, device=device),
-        positions=torch.tensor(positions, device=device),
-        decode_groups=tuple(_decode_group(members, device) for members in decodes.values()),
-        prefill_chunks=tuple(prefills),
-        sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
-        sampled_sequences=tuple(chunk.sequence for chunk in ordered if chunk.is_last),
-        edits=planner.plan(ordered),
-    )
+            sampled_rows.append(len(token_ids) - 1)
+    sampled_sequences = tuple(chunk.sequence for chunk in ordered if chunk.is_last)
+    return Batch(ordered, token_ids, sampled_rows, sampled_sequences, planner.plan(ordered), device)
 
 
 def _layout_key(chunk: ScheduledChunk) -> tuple[bool, int, int]:

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from reft_interventions.errors import UnsupportedComponentError
 from reft_interventions.model_tree import base_model_spec
+from reft_interventions.user_folders import default_cache_dir
 from reft_server.errors import ConfigurationError, UnsupportedModelError
 
 from .checks import check_exact, reference_logits
 from .engine import LocalEngine
 from .generic_model import GenericModel
-from .packed_model import PackedModel, can_pack
+from .llama_shape import can_pack
+from .native import NativeUnavailableError, load_library
+from .native_model import NativeModel
+from .packed_model import PackedModel
 from .settings import EngineSettings
-from .single import Model
 from .types import ModelInfo
 
 logger = logging.getLogger(__name__)
 
 
-def build_engine(model: PreTrainedModel, model_id: str, settings: EngineSettings) -> LocalEngine:
+_NAMES = {NativeModel: "native", PackedModel: "packed", GenericModel: "generic"}
+
+
+def build_engine(
+    model: PreTrainedModel, model_id: str, settings: EngineSettings, *, cache_dir: Path | None = None
+) -> LocalEngine:
     """Take a frozen model over, check that it is served exactly, and return the engine, not started yet.
 
     Args:
-        model: in eval mode, on its device. The packed path frees its linear weights: don't use it afterwards.
+        model: in eval mode, on its device. The native and packed paths free its weights: don't use it afterwards.
+        cache_dir: where compiled kernels are kept; None = the user's cache folder.
 
     Raises:
         UnsupportedModelError: the architecture can't be served exactly.
-        ConfigurationError: `max_model_len` or `kv_cache_bytes` can't work with this model.
+        ConfigurationError: `max_model_len` or `kv_cache_bytes` can't work with this model, or `model_path` is native
+            and the kernels can't be compiled here.
     """
     try:
         info = _model_info(model, model_id, settings)
@@ -37,21 +49,42 @@ def build_engine(model: PreTrainedModel, model_id: str, settings: EngineSettings
         raise UnsupportedModelError(f"{type(model).__name__} can't be served: {error.message}") from error
     model.requires_grad_(False)
     reference = reference_logits(model, info.vocab_size)
-    path = _model_path(model, info, settings)
-    name = "packed" if isinstance(path, PackedModel) else "generic"
+    path = _model_path(model, info, settings, cache_dir or default_cache_dir())
     check_exact(path, reference, info.vocab_size, type(model).__name__)
     logger.info(
-        "model ready path=%s dtype=%s device=%s max_model_len=%d", name, info.dtype, info.device, info.max_model_len
+        "model ready path=%s dtype=%s device=%s max_model_len=%d",
+        _NAMES[type(path)],
+        info.dtype,
+        info.device,
+        info.max_model_len,
     )
     return LocalEngine(path, info, settings)
 
 
-def _model_path(model: PreTrainedModel, info: ModelInfo, settings: EngineSettings) -> Model:
-    if settings.model_path == "packed" and not can_pack(model):
-        raise UnsupportedModelError(f"{type(model).__name__} has no packed path; use model_path=generic")
-    if settings.model_path != "generic" and can_pack(model):
-        return PackedModel(model, info.max_model_len)
-    return GenericModel(model)
+def _model_path(
+    model: PreTrainedModel, info: ModelInfo, settings: EngineSettings, cache_dir: Path
+) -> NativeModel | PackedModel | GenericModel:
+    wanted = settings.model_path
+    if wanted in ("packed", "native") and not can_pack(model):
+        raise UnsupportedModelError(f"{type(model).__name__} has no {wanted} path; use model_path=generic")
+    if wanted == "native" and not _is_float32_on_cpu(model):
+        raise ConfigurationError("model_path=native needs dtype=float32 and device=cpu", param="engine_model_path")
+    if wanted == "generic" or not can_pack(model):
+        return GenericModel(model)
+    if wanted != "packed" and _is_float32_on_cpu(model):
+        try:
+            library = load_library(cache_dir)
+        except NativeUnavailableError as error:
+            if wanted == "native":
+                raise ConfigurationError(f"model_path=native: {error}", param="engine_model_path") from error
+            logger.warning("native kernels unavailable, the packed path serves reason=%s", error)
+        else:
+            return NativeModel(model, info.max_model_len, library, num_threads=settings.num_threads)
+    return PackedModel(model, info.max_model_len)
+
+
+def _is_float32_on_cpu(model: PreTrainedModel) -> bool:
+    return model.dtype == torch.float32 and model.device.type == "cpu"
 
 
 def _model_info(model: PreTrainedModel, model_id: str, settings: EngineSettings) -> ModelInfo:

@@ -68,7 +68,7 @@ class GenericModel:
                     input_ids=batch.input_ids[None],
                     position_ids=batch.positions[None],
                     use_cache=False,
-                    logits_to_keep=batch.sampled_rows,
+                    logits_to_keep=batch.sampled_index,
                 )
         finally:
             _current_batch.reset(token)

@@ -17,8 +17,7 @@ from .attention import attend
 from .batch import Batch
 from .kv_cache import KVLayout
 from .linear import Linear, fewest_rows, make_linear
-
-_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+from .llama_shape import free_weight, rotary_table, sliding_window
 
 
 @dataclass(frozen=True)
@@ -43,18 +42,6 @@ class _PackedLayer:
     sliding_window: int | None
 
 
-def can_pack(model: PreTrainedModel) -> bool:
-    """Whether the packed path knows this architecture in all its details."""
-    config = model.config
-    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    return (
-        config.model_type in _MODEL_TYPES
-        and getattr(config, "hidden_act", None) == "silu"
-        and rope_type in ("default", "linear", "llama3")
-        and getattr(config, "attention_dropout", 0.0) is not None
-    )
-
-
 class PackedModel:
     """The Llama shape over packed weights. Takes the model over: its own linear weights are freed.
 
@@ -73,7 +60,7 @@ class PackedModel:
         self._num_heads: int = config.num_attention_heads
         self._num_kv_heads: int = config.num_key_value_heads
         self._scale: float = attention.scaling
-        self._rotary = _rotary_table(decoder.rotary_emb, max_model_len, model.dtype, model.device)
+        self._rotary = rotary_table(decoder.rotary_emb, max_model_len, model.dtype, model.device)
         self._embedding: Tensor = decoder.embed_tokens.weight.detach()
         self._layers = [self._pack(layer) for layer in decoder.layers]
         self._norm = _norm(decoder.norm)
@@ -81,7 +68,7 @@ class PackedModel:
         self._fewest_rows = fewest_rows(lm_head.weight)
         self._lm_head = make_linear(lm_head.weight, lm_head.bias)
         if lm_head.weight is not decoder.embed_tokens.weight:
-            _free(lm_head)
+            free_weight(lm_head)
         shape = (self._num_kv_heads, self._head_dim, self._head_dim)
         self.kv_layout = KVLayout((shape,) * len(self._layers), model.dtype, model.device)
 
@@ -108,8 +95,8 @@ class PackedModel:
             edit(outputs, index, "mlp_output")
             hidden += outputs
             edit(hidden, index, "block_output")
-        num_sampled = batch.sampled_rows.shape[0]
-        sampled = F.pad(batch.sampled_rows, (0, max(self._fewest_rows - num_sampled, 0)))
+        num_sampled = len(batch.sampled_rows)
+        sampled = F.pad(batch.sampled_index, (0, max(self._fewest_rows - num_sampled, 0)))
         return self._lm_head(self._norm(hidden.index_select(0, sampled)))[:num_sampled]
 
     def _attend(self, batch: Batch, index: int, layer: _PackedLayer, inputs: Tensor, rotation: Tensor) -> Tensor:
@@ -136,11 +123,11 @@ class PackedModel:
             mlp_norm=_norm(layer.post_attention_layernorm),
             gate_up=_pack_rows(mlp.gate_proj, mlp.up_proj),
             down=make_linear(mlp.down_proj.weight, mlp.down_proj.bias),
-            sliding_window=_sliding_window(attention),
+            sliding_window=sliding_window(attention),
         )
         for module in (*attention.children(), *mlp.children()):
             if isinstance(module, nn.Linear):
-                _free(module)
+                free_weight(module)
         return packed
 
     def _pack_qkv(self, attention: Any) -> Linear:
@@ -169,14 +156,6 @@ def _rotate(heads: Tensor, rotation: Tensor) -> Tensor:
     return torch.view_as_real(pairs * rotation).flatten(-2).to(heads.dtype)
 
 
-def _rotary_table(rotary: Any, max_model_len: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """cos + i sin of every position, `[max_model_len, head_dim / 2]`, complex64, from the model's own module."""
-    positions = torch.arange(max_model_len, device=device)[None]
-    cos, sin = rotary(torch.zeros(1, dtype=dtype, device=device), positions)
-    half = cos.shape[-1] // 2
-    return torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())
-
-
 def _norm(module: Any, paired_head_dim: int | None = None) -> _Norm:
     weight = module.weight.detach()
     if paired_head_dim is not None:
@@ -187,15 +166,3 @@ def _norm(module: Any, paired_head_dim: int | None = None) -> _Norm:
 def _pack_rows(*projections: Any) -> Linear:
     biases = [projection.bias.detach() for projection in projections if projection.bias is not None]
     return make_linear(torch.cat([p.weight.detach() for p in projections]), torch.cat(biases) if biases else None)
-
-
-def _sliding_window(attention: Any) -> int | None:
-    window = getattr(attention, "sliding_window", None)
-    if window is None and attention.config.model_type == "mistral":
-        window = attention.config.sliding_window
-    return None if window is None else int(window)
-
-
-def _free(module: nn.Linear) -> None:
-    """Drop a weight that lives on in packed form, so that the base model is in memory once."""
-    module.weight = nn.Parameter(torch.empty(0), requires_grad=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ModelPath = Literal["auto", "packed", "generic"]
+ModelPath = Literal["auto", "native", "packed", "generic"]
 PrefixCacheScope = Literal["shared", "intervention", "off"]
 
 
@@ -25,7 +25,8 @@ class EngineSettings:
         max_step_time_s: a step that takes longer hangs: requests fail, and the engine is not ready until it ends.
         max_model_len: context window, tokens; None = the model's own.
         num_threads: torch's threads inside a step; None = one per core.
-        model_path: `packed` (our forward of the Llama shape), `generic` (transformers' modules), `auto` picks.
+        model_path: `native` (the Llama shape in C, compiled at the first start), `packed` (the same in torch),
+            `generic` (transformers' modules), `auto` picks the first that works.
     """
 
     max_num_seqs: int = 32

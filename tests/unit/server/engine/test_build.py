@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from reft_server.engine import EngineSettings, build_engine
 from reft_server.engine.attention import attend
 from reft_server.engine.generic_model import GenericModel
+from reft_server.engine.native_model import NativeModel
 from reft_server.engine.packed_model import PackedModel
 from reft_server.errors import ConfigurationError, UnsupportedModelError
 
@@ -31,9 +32,16 @@ def random_model(arch: str, **config: Any) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3"])
-def test_llama_shape_takes_the_packed_path(arch: str, tiny_model: Any) -> None:
+def test_llama_shape_takes_the_native_path(arch: str, tiny_model: Any) -> None:
     engine = build_engine(copy.deepcopy(tiny_model(arch)), "tiny", EngineSettings())
-    assert isinstance(engine._model, PackedModel)
+    assert isinstance(engine._model, NativeModel)
+
+
+def test_llama_shape_in_another_dtype_takes_the_packed_path(tiny_model: Any) -> None:
+    model = copy.deepcopy(tiny_model("llama")).double()
+    with pytest.raises(ConfigurationError, match="dtype=float32"):
+        build_engine(model, "tiny", EngineSettings(model_path="native"))
+    assert isinstance(build_engine(model, "tiny", EngineSettings())._model, PackedModel)
 
 
 @pytest.mark.parametrize("arch", ["olmo2", "stablelm", "mixtral"])

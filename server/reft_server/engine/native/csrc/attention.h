@@ -1,0 +1,292 @@
+/* Attention of a step's queries to the KV cache: exact softmax, grouped query heads, causal, with a sliding window.
+
+   A query's keys are a shared segment (a prefix that several sequences read in place) and then its sequence's own row.
+   Queries are packed into tiles, one query in each lane of a vector; a tile of several sequences that share a prefix
+   reads the prefix once. The scores of all keys are kept, so the softmax knows its true maximum: nothing is rescaled,
+   and a result does not depend on where a segment ends. */
+
+#ifndef REFT_ATTENTION_H
+#define REFT_ATTENTION_H
+
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include "vectors.h"
+
+#define WIDTH 4
+#define SUBLANES 4
+#include "lanes.h"
+
+#if LANES >= 8
+#define WIDTH 8
+#define SUBLANES 8
+#else
+#define WIDTH 8
+#define SUBLANES 4
+#endif
+#include "lanes.h"
+
+#define WIDTH 16
+#define SUBLANES LANES
+#include "lanes.h"
+
+#if LANES == 16
+#define WIDTH 32
+#define SUBLANES LANES
+#include "lanes.h"
+#define MAX_WIDTH 32
+#else
+#define MAX_WIDTH 16
+#endif
+
+struct lane_functions {
+    int width;
+    void (*score)(const float *query, const float *key, size_t num_keys, size_t dim, float *scores);
+    void (*maximum)(const float *scores, size_t num_keys, float *largest);
+    void (*weigh)(
+        float *scores, const float *value, size_t num_keys, size_t dim, const float *largest, float *total, float *out);
+};
+
+static const struct lane_functions lane_functions[] = {
+    {4, score_4, maximum_4, weigh_4},
+    {8, score_8, maximum_8, weigh_8},
+    {16, score_16, maximum_16, weigh_16},
+#if MAX_WIDTH == 32
+    {32, score_32, maximum_32, weigh_32},
+#endif
+};
+
+INLINE const struct lane_functions *functions_for(int64_t num_queries) {
+    const struct lane_functions *functions = lane_functions;
+    while (functions->width < num_queries) functions++;
+    return functions;
+}
+
+struct attention_shape {
+    int64_t num_heads, num_kv_heads, head_dim;
+    float scale;
+};
+
+/* A row of a slab. `layers` holds the addresses of the slab's K and V, layer by layer: K0, V0, K1, V1, ... */
+struct segment {
+    float *const *layers;
+    int64_t row, capacity;
+};
+
+/* Consecutive positions of one sequence in this step. Positions below `num_shared` live in `shared`, the others in
+   `own` at position - num_shared. */
+struct span {
+    int64_t first_token, num_tokens, first_position;
+    struct segment own, shared;
+    int64_t num_shared;
+};
+
+INLINE float *segment_data(
+    const struct attention_shape *shape, const struct segment *segment, int64_t layer, bool is_value, int64_t kv_head) {
+    int64_t row = segment->row * shape->num_kv_heads + kv_head;
+    return segment->layers[2 * layer + is_value] + row * segment->capacity * shape->head_dim;
+}
+
+/* Queries [first, first + count) of a span, counted token by token and, within a token, over the heads of a group.
+   They see own keys [own_first, own_last). */
+struct member {
+    const struct span *span;
+    int64_t first, count, own_first, own_last;
+};
+
+/* Members that are computed together, `count` queries; they see keys [shared_first, num_shared) of one prefix. */
+struct tile {
+    int64_t first_member, num_members, count, shared_first, num_shared;
+    int64_t num_scores; /* floats of all members' scores, the shared ones too */
+};
+
+INLINE int64_t query_group(const struct attention_shape *shape) { return shape->num_heads / shape->num_kv_heads; }
+
+INLINE int64_t query_position(const struct attention_shape *shape, const struct member *member, int64_t query) {
+    return member->span->first_position + (member->first + query) / query_group(shape);
+}
+
+INLINE bool is_same_segment(const struct segment *a, const struct segment *b) {
+    return a->layers == b->layers && a->row == b->row;
+}
+
+static struct member make_member(
+    const struct attention_shape *shape, const struct span *span, int64_t first, int64_t count, int64_t window) {
+    struct member member = {span, first, count, 0, 0};
+    member.own_last = query_position(shape, &member, count - 1) + 1 - span->num_shared;
+    int64_t oldest = query_position(shape, &member, 0) - window + 1 - span->num_shared;
+    if (window && oldest > 0) member.own_first = oldest;
+    return member;
+}
+
+/* Whether a span's queries can be added to a tile: a tile holds one span, or several that share a prefix. */
+static bool can_join(const struct tile *tile, const struct member *members, const struct span *span) {
+    const struct span *other = members[tile->first_member].span;
+    return span->num_shared && tile->count < MAX_WIDTH && other->num_shared == span->num_shared &&
+           is_same_segment(&other->shared, &span->shared);
+}
+
+/* Cut a step's queries into tiles; returns how many. `tiles` and `members` have room for `most_tiles`. */
+static int64_t make_tiles(
+    const struct attention_shape *shape, const struct span *spans, int64_t num_spans, int64_t window,
+    struct tile *tiles, struct member *members) {
+    int64_t num_tiles = 0, num_members = 0;
+    for (const struct span *span = spans; span < spans + num_spans; span++) {
+        int64_t first = 0, num_queries = span->num_tokens * query_group(shape);
+        while (first < num_queries) {
+            if (!num_tiles || !can_join(&tiles[num_tiles - 1], members, span))
+                tiles[num_tiles++] = (struct tile){.first_member = num_members, .num_shared = span->num_shared,
+                                                   .shared_first = span->num_shared};
+            struct tile *tile = &tiles[num_tiles - 1];
+            int64_t room = MAX_WIDTH - tile->count, left = num_queries - first;
+            struct member *member = &members[num_members++];
+            *member = make_member(shape, span, first, left < room ? left : room, window);
+            int64_t oldest = window ? query_position(shape, member, 0) - window + 1 : 0;
+            if (oldest < 0) oldest = 0;
+            if (oldest < tile->shared_first) tile->shared_first = oldest;
+            tile->num_members++;
+            tile->count += member->count;
+            tile->num_scores += (member->own_last - member->own_first) * functions_for(member->count)->width;
+            first += member->count;
+        }
+    }
+    for (struct tile *tile = tiles; tile < tiles + num_tiles; tile++)
+        tile->num_scores += (tile->num_shared - tile->shared_first) * functions_for(tile->count)->width;
+    return num_tiles;
+}
+
+/* Tiles that a step can have at most, and members: every span may start one, and every full tile is one. */
+INLINE int64_t most_tiles(const struct attention_shape *shape, int64_t num_tokens, int64_t num_spans) {
+    return 2 * (num_spans + num_tokens * query_group(shape) / MAX_WIDTH) + 1;
+}
+
+/* The state of up to MAX_WIDTH queries, in lanes; `query` and `out` are [head_dim][width]. */
+struct lane_state {
+    float *query, *out;
+    float largest[MAX_WIDTH], total[MAX_WIDTH];
+    int64_t positions[MAX_WIDTH];
+};
+
+INLINE size_t lane_state_floats(const struct attention_shape *shape) { return 2 * MAX_WIDTH * shape->head_dim; }
+
+static void load_queries(
+    const struct attention_shape *shape, const struct member *member, int64_t kv_head, const float *heads, int lane,
+    int width, struct lane_state *state) {
+    int64_t group = query_group(shape), dim = shape->head_dim;
+    int64_t row = (shape->num_heads + 2 * shape->num_kv_heads) * dim;
+    for (int64_t i = 0; i < member->count; i++) {
+        int64_t query = member->first + i;
+        const float *from = heads + (member->span->first_token + query / group) * row + (kv_head * group + query % group) * dim;
+        for (int64_t d = 0; d < dim; d++) state->query[d * width + lane + i] = from[d] * shape->scale;
+        state->positions[lane + i] = query_position(shape, member, i);
+        state->largest[lane + i] = -INFINITY;
+    }
+}
+
+/* Unused lanes hold zeros, and the first query's position. */
+static void clear_lanes(const struct attention_shape *shape, int first, int width, struct lane_state *state) {
+    for (int lane = first; lane < width; lane++) {
+        for (int64_t d = 0; d < shape->head_dim; d++) state->query[d * width + lane] = 0.0f;
+        state->positions[lane] = state->positions[0];
+        state->largest[lane] = -INFINITY;
+    }
+}
+
+/* Hide keys [first, last), numbered by absolute position, that are later than a query or outside of its window. */
+static void hide_keys(
+    const struct lane_state *state, int width, int64_t first, int64_t last, int64_t window, float *scores) {
+    int64_t earliest = state->positions[0], latest = earliest;
+    for (int lane = 1; lane < width; lane++) {
+        if (state->positions[lane] < earliest) earliest = state->positions[lane];
+        if (state->positions[lane] > latest) latest = state->positions[lane];
+    }
+    for (int64_t key = earliest + 1 > first ? earliest + 1 : first; key < last; key++)
+        for (int lane = 0; lane < width; lane++)
+            if (key > state->positions[lane]) scores[(key - first) * width + lane] = -INFINITY;
+    for (int64_t key = first; window && key <= latest - window && key < last; key++)
+        for (int lane = 0; lane < width; lane++)
+            if (key <= state->positions[lane] - window) scores[(key - first) * width + lane] = -INFINITY;
+}
+
+/* Scores of one segment's keys [first, last); `offset` is the absolute position of its first row. */
+static void score_segment(
+    const struct attention_shape *shape, const struct segment *segment, int64_t layer, int64_t kv_head, int64_t first,
+    int64_t last, int64_t offset, int64_t window, const struct lane_functions *lanes, struct lane_state *state,
+    float *scores) {
+    const float *keys = segment_data(shape, segment, layer, false, kv_head) + first * shape->head_dim;
+    lanes->score(state->query, keys, last - first, shape->head_dim, scores);
+    hide_keys(state, lanes->width, first + offset, last + offset, window, scores);
+    lanes->maximum(scores, last - first, state->largest);
+}
+
+static void write_outputs(
+    const struct attention_shape *shape, const struct member *member, int64_t kv_head, int width,
+    const struct lane_state *state, float *attended) {
+    int64_t group = query_group(shape), dim = shape->head_dim;
+    for (int64_t i = 0; i < member->count; i++) {
+        int64_t query = member->first + i;
+        float *to = attended + ((member->span->first_token + query / group) * shape->num_heads + kv_head * group + query % group) * dim;
+        float factor = 1.0f / state->total[i];
+        for (int64_t d = 0; d < dim; d++) to[d] = state->out[d * width + i] * factor;
+    }
+}
+
+/* One tile, one KV head.
+
+   Args: `heads` [num_tokens][num_heads + 2 * num_kv_heads][head_dim], rotated; `attended` [num_tokens][num_heads][head_dim];
+   `scratch` has 2 * lane_state_floats + tile->num_scores floats. */
+static void attend_tile(
+    const struct attention_shape *shape, const struct tile *tile, const struct member *members, int64_t layer,
+    int64_t kv_head, int64_t window, const float *heads, float *attended, float *scratch) {
+    int64_t dim = shape->head_dim, num_shared = tile->num_shared - tile->shared_first;
+    const struct lane_functions *wide = functions_for(tile->count);
+    struct lane_state all = {.query = scratch, .out = scratch + MAX_WIDTH * dim};
+    scratch += lane_state_floats(shape);
+    struct lane_state one = {.query = scratch, .out = scratch + MAX_WIDTH * dim};
+    float *shared_scores = scratch + lane_state_floats(shape), *scores = shared_scores + num_shared * wide->width;
+    const struct member *member = members + tile->first_member, *end = member + tile->num_members;
+    const struct segment *shared = &member->span->shared;
+
+    int lane = 0;
+    for (const struct member *m = member; m < end; lane += m++->count)
+        load_queries(shape, m, kv_head, heads, lane, wide->width, &all);
+    clear_lanes(shape, lane, wide->width, &all);
+    if (num_shared)
+        score_segment(shape, shared, layer, kv_head, tile->shared_first, tile->num_shared, 0, window, wide, &all, shared_scores);
+    lane = 0;
+    float *own_scores = scores;
+    for (const struct member *m = member; m < end; lane += m++->count) {
+        const struct lane_functions *narrow = functions_for(m->count);
+        load_queries(shape, m, kv_head, heads, 0, narrow->width, &one);
+        clear_lanes(shape, m->count, narrow->width, &one);
+        memcpy(one.largest, all.largest + lane, m->count * sizeof(float));
+        score_segment(
+            shape, &m->span->own, layer, kv_head, m->own_first, m->own_last, m->span->num_shared, window, narrow, &one, own_scores);
+        memcpy(all.largest + lane, one.largest, m->count * sizeof(float));
+        own_scores += (m->own_last - m->own_first) * narrow->width;
+    }
+
+    memset(all.total, 0, sizeof all.total);
+    memset(all.out, 0, MAX_WIDTH * dim * sizeof(float));
+    if (num_shared) {
+        const float *values = segment_data(shape, shared, layer, true, kv_head) + tile->shared_first * dim;
+        wide->weigh(shared_scores, values, num_shared, dim, all.largest, all.total, all.out);
+    }
+    lane = 0;
+    own_scores = scores;
+    for (const struct member *m = member; m < end; lane += m++->count) {
+        const struct lane_functions *narrow = functions_for(m->count);
+        for (int i = 0; i < narrow->width; i++) {
+            bool is_used = i < m->count;
+            one.largest[i] = is_used ? all.largest[lane + i] : 0.0f;
+            one.total[i] = is_used ? all.total[lane + i] : 0.0f;
+            for (int64_t d = 0; d < dim; d++) one.out[d * narrow->width + i] = is_used ? all.out[d * wide->width + lane + i] : 0.0f;
+        }
+        const float *values = segment_data(shape, &m->span->own, layer, true, kv_head) + m->own_first * dim;
+        narrow->weigh(own_scores, values, m->own_last - m->own_first, dim, one.largest, one.total, one.out);
+        write_outputs(shape, m, kv_head, narrow->width, &one, attended);
+        own_scores += (m->own_last - m->own_first) * narrow->width;
+    }
+}
+
+#endif
