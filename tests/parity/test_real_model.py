@@ -76,6 +76,22 @@ def test_mixed_batch_equals_each_request_alone(
     assert len(different) > len(QUESTIONS), "the sets change nothing: the test would prove nothing"
 
 
+def test_reused_prefixes_equal_each_request_alone(
+    real_engine: LocalEngine, cases_with_references: list[tuple[Case, Any]]
+) -> None:
+    """The same questions again, in another order: prompts start from what base and other sets have computed."""
+    cases = cases_with_references[::-1]
+    num_hits, num_queried = real_engine.stats().num_prefix_hit_tokens, real_engine.stats().num_prefix_queried_tokens
+    run_together(real_engine, [case for case, _ in cases])
+    outputs = run_together(real_engine, [case for case, _ in cases])
+    comparison = Comparison()
+    for (case, expected), got in zip(cases, outputs, strict=True):
+        comparison.check(case, got, expected)
+    comparison.verdict()
+    stats = real_engine.stats()
+    assert stats.num_prefix_hit_tokens - num_hits > 0.6 * (stats.num_prefix_queried_tokens - num_queried)
+
+
 def test_base_rows_equal_generate(real_engine: LocalEngine, real_model: PreTrainedModel) -> None:
     """A static batch of transformers' own `generate`, no hooks and no padding."""
     generator = torch.Generator().manual_seed(0)
