@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+NUM_WEIGHTS = 134_515_008
+"""Of the default model."""
 
 
 def describe() -> dict[str, object]:
@@ -38,6 +42,30 @@ def ceilings() -> dict[str, float]:
         "gemm_gflops": round(gflops, 1),
         "read_gb_per_s": round(block.nbytes / _median_s(block.sum, 5) / 1e9, 1),
     }
+
+
+def job_ceiling(peak: dict[str, float], num_requests: int, num_prompt_tokens: int, num_new_tokens: int) -> float:
+    """Output tokens/s of a job of the default model in float32 if only weights were read and multiplied.
+
+    The prompts run at the product rate; a step of new tokens takes its products or one read of all weights,
+    whichever is longer.
+    """
+    product_s = 2 * NUM_WEIGHTS / (peak["gemm_gflops"] * 1e9)
+    read_s = 4 * NUM_WEIGHTS / (peak["read_gb_per_s"] * 1e9)
+    prompts_s = num_requests * num_prompt_tokens * product_s
+    steps_s = num_new_tokens * max(num_requests * product_s, read_s)
+    return num_requests * num_new_tokens / (prompts_s + steps_s)
+
+
+@contextmanager
+def machine_lock(path: Path | None, *, is_exclusive: bool) -> Iterator[None]:
+    """Hold `path` as `flock` does, on a machine that several people measure on; None = do nothing."""
+    if path is None:
+        yield
+        return
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if is_exclusive else fcntl.LOCK_SH)
+        yield
 
 
 def median(values: list[float]) -> float:
