@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-NUM_WEIGHTS = 134_515_008
-"""Of the default model."""
+NUM_HEAD_WEIGHTS = 49_152 * 576
+NUM_BLOCK_WEIGHTS = 134_515_008 - NUM_HEAD_WEIGHTS
+"""Of the default model, whose embedding is its head."""
 
 
 def describe() -> dict[str, object]:
@@ -44,17 +45,21 @@ def ceilings() -> dict[str, float]:
     }
 
 
+def prefill_floor_s(peak: dict[str, float], num_tokens: int) -> float:
+    """Seconds of the default model's blocks on prompt tokens, at the product rate; only the last token has a head."""
+    return 2 * NUM_BLOCK_WEIGHTS * num_tokens / (peak["gemm_gflops"] * 1e9)
+
+
 def job_ceiling(peak: dict[str, float], num_requests: int, num_prompt_tokens: int, num_new_tokens: int) -> float:
     """Output tokens/s of a job of the default model in float32 if only weights were read and multiplied.
 
-    The prompts run at the product rate; a step of new tokens takes its products or one read of all weights,
-    whichever is longer.
+    A step of new tokens takes its products or one read of all weights, whichever is longer.
     """
-    product_s = 2 * NUM_WEIGHTS / (peak["gemm_gflops"] * 1e9)
-    read_s = 4 * NUM_WEIGHTS / (peak["read_gb_per_s"] * 1e9)
-    prompts_s = num_requests * num_prompt_tokens * product_s
-    steps_s = num_new_tokens * max(num_requests * product_s, read_s)
-    return num_requests * num_new_tokens / (prompts_s + steps_s)
+    num_weights = NUM_BLOCK_WEIGHTS + NUM_HEAD_WEIGHTS
+    products_s = 2 * num_weights * num_requests / (peak["gemm_gflops"] * 1e9)
+    read_s = 4 * num_weights / (peak["read_gb_per_s"] * 1e9)
+    prompts_s = prefill_floor_s(peak, num_requests * num_prompt_tokens)
+    return num_requests * num_new_tokens / (prompts_s + num_new_tokens * max(products_s, read_s))
 
 
 @contextmanager
