@@ -68,8 +68,8 @@ class Warm:
 def start(tiny_model: Any) -> Iterator[Any]:
     started: list[Warm] = []
 
-    def make(**settings: Any) -> Warm:
-        started.append(Warm(tiny_model("llama"), **settings))
+    def make(model: Any = None, **settings: Any) -> Warm:
+        started.append(Warm(model or tiny_model("llama"), **settings))
         return started[-1]
 
     yield make
@@ -265,6 +265,37 @@ def test_a_crowd_with_one_long_prompt_computes_it_once(start: Any, sets: Any) ->
 
     asyncio.run(run())
     assert warm.engine.stats().num_prompt_tokens < 2 * 160
+
+
+def test_long_starts_are_held_once_and_change_nothing(
+    start: Any, tiny_model: Any, make_set: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight running sequences over 300 common tokens, in a KV cache that could not hold four copies of them."""
+    model = tiny_model("llama", max_position_embeddings=1024)
+    per_token = 4 * 2 * 2 * 8 * 4
+    warm = start(model=model, model_path="native", kv_cache_bytes=1500 * per_token, max_num_batched_tokens=64)
+    sets = [(), *((make_set(model, {"positions": positions}, seed=7),) for positions in ("l3", "l1", "all"))]
+    common = prompt(300, 1)
+    scheduler, num_running = warm.engine._scheduler, [0]
+    schedule = scheduler.schedule
+
+    def spy() -> Any:
+        num_running.append(len(scheduler.running))
+        return schedule()
+
+    monkeypatch.setattr(scheduler, "schedule", spy)
+
+    async def one(number: int) -> None:
+        await warm.run((*common, *prompt(1 + 5 * number, number)), *sets[number % 3], max_tokens=20 + number)
+
+    async def run() -> None:
+        await warm.run(common)
+        await asyncio.gather(*(one(number) for number in range(8)))
+        await asyncio.gather(warm.run((*common, 1), *sets[3]), warm.run((*common[:272], 1, 2)), warm.run((*common, 2)))
+
+    asyncio.run(run())
+    assert max(num_running) >= 5
+    assert warm.engine.stats().num_prompt_tokens < 2 * 300 + 8 * 60
 
 
 def test_failed_request_leaves_nothing_behind(start: Any, sets: Any, tiny_model: Any) -> None:
