@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -61,7 +62,8 @@ class FoldedSet:
 
     @property
     def num_bytes(self) -> int:
-        return sum(i.edit.num_bytes for i in self.interventions)
+        """Bytes of the weights; tied interventions share theirs."""
+        return sum(edit.num_bytes for edit in {id(i.edit): i.edit for i in self.interventions}.values())
 
     @property
     def is_prompt_only(self) -> bool:
@@ -71,9 +73,13 @@ class FoldedSet:
         """The set with every delta multiplied by `scale` (negative allowed; 0 switches it off)."""
         if scale == 1.0:
             return self
-        scaled = tuple(replace(i, edit=i.edit.scaled(scale)) for i in self.interventions)
-        return FoldedSet(f"{self.content_hash}*{scale!r}", scaled)
+        return FoldedSet(f"{self.content_hash}*{scale!r}", self._with_edits(lambda edit: edit.scaled(scale)))
 
     def to(self, device: torch.device) -> FoldedSet:
         """A copy with every weight on `device`."""
-        return replace(self, interventions=tuple(replace(i, edit=i.edit.to(device)) for i in self.interventions))
+        return replace(self, interventions=self._with_edits(lambda edit: edit.to(device)))
+
+    def _with_edits(self, function: Callable[[FoldedEdit], FoldedEdit]) -> tuple[FoldedIntervention, ...]:
+        edits = {id(i.edit): i.edit for i in self.interventions}
+        changed = {identity: function(edit) for identity, edit in edits.items()}
+        return tuple(replace(i, edit=changed[id(i.edit)]) for i in self.interventions)

@@ -132,6 +132,12 @@ class Settings(BaseSettings):
         le=1 << 40,
         description="Memory for loaded intervention sets; the least recently used leave first.",
     )
+    intervention_device_bytes: ByteSize = Field(
+        ByteSize(1 << 30),
+        ge=1 << 20,
+        le=1 << 40,
+        description="Memory of a GPU for copies of sets; those in use stay, and requests that find no room wait.",
+    )
     served_model_name: str | None = Field(
         _API.served_model_name, min_length=1, description="What the API calls the base model; unset = its id."
     )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +18,7 @@ from reft_interventions.intervention_set import InterventionSet
 from reft_interventions.store import InterventionStore, StoredVersion, check_name
 from reft_interventions.validation import BaseModelSpec, validate_for_base
 
+from .engine.device_pool import DevicePool
 from .engine.pool import InterventionPool, PoolStats
 from .engine.types import Engine, SelfTestReport
 
@@ -55,13 +57,21 @@ class Registry:
     Args:
         base: the resident base model, which every set must fit.
         limits: for files, both uploaded and stored.
+        device_pool: of the engine's device; None where that is the host, which has the sets already.
     """
 
     def __init__(
-        self, store: InterventionStore, pool: InterventionPool, engine: Engine, base: BaseModelSpec, limits: FileLimits
+        self,
+        store: InterventionStore,
+        pool: InterventionPool,
+        engine: Engine,
+        base: BaseModelSpec,
+        limits: FileLimits,
+        device_pool: DevicePool | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
+        self._device_pool = device_pool
         self._engine = engine
         self._base = base
         self._limits = limits
@@ -87,6 +97,15 @@ class Registry:
         stored = self._store.resolve(name, version)
         folded = await self._pool.get(stored.content_hash, lambda: self._load_stored(stored), scale)
         return ResolvedIntervention(stored.name, stored.version, stored.content_hash, scale, folded)
+
+    async def place(self, sets: Sequence[FoldedSet]) -> tuple[FoldedSet, ...]:
+        """The resolved sets of one request where the engine runs them; holding them keeps them there.
+
+        Raises:
+            InvalidRequestError: together they are larger than the device's budget.
+            EngineOverloadedError: running requests used the whole budget for too long.
+        """
+        return tuple(sets) if self._device_pool is None else await self._device_pool.place(sets)
 
     async def add(self, path: Path, name: str) -> tuple[StoredVersion, SelfTestReport]:
         """Check the file at `path`, try it in the engine, and store it as the next version of `name`.

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import Lifespan
@@ -27,6 +28,7 @@ from reft_server.api.context import ApiContext
 from reft_server.base_model import load_base_model
 from reft_server.config import Settings
 from reft_server.engine import build_engine
+from reft_server.engine.device_pool import DevicePool
 from reft_server.engine.pool import InterventionPool
 from reft_server.errors import ConfigurationError, ReftError
 from reft_server.registry import Registry
@@ -64,11 +66,19 @@ def build_app(settings: Settings) -> FastAPI:
             num_layers=info.num_layers,
         ),
         FileLimits(max_file_bytes=int(settings.max_upload_bytes)),
+        _device_pool(torch.device(info.device), settings),
     )
     app = create_app(engine, base.tokenizer, registry, settings.to_api_settings())
     if settings.preload_dir is not None:
         app.router.lifespan_context = _preloading(app.router.lifespan_context, registry, settings.preload_dir)
     return app
+
+
+def _device_pool(device: torch.device, settings: Settings) -> DevicePool | None:
+    """None on the CPU: there the pool's own sets are what the engine runs."""
+    if device.type == "cpu":
+        return None
+    return DevicePool(device, int(settings.intervention_device_bytes), settings.engine.max_queue_time_s)
 
 
 def _preloading(inner: Lifespan[Any], registry: Registry, folder: Path) -> Lifespan[Any]:

@@ -186,4 +186,4 @@ async def _resolve(
             )
         )
         folded.append(resolved.folded)
-    return tuple(applied), tuple(folded)
+    return tuple(applied), await context.registry.place(folded)

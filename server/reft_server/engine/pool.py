@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from reft_interventions.folded import FoldedSet
 
@@ -30,7 +31,8 @@ class PoolStats:
 class InterventionPool:
     """An LRU of folded sets by content hash, for one event loop; loading runs in threads of its own.
 
-    The pool only forgets: a request that holds a set keeps it alive after its eviction.
+    The pool only forgets: a request that holds a set keeps it alive after its eviction, and while it does, others find
+    it without loading it again.
 
     Args:
         budget_bytes: of weights; a set larger than its share is handed out but not kept.
@@ -125,11 +127,12 @@ class InterventionPool:
 
 
 class _LeastRecentlyUsed:
-    """A cache of folded sets under a byte budget."""
+    """A cache of folded sets under a byte budget. A set that a request still holds is found after its eviction too."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
         self._entries: OrderedDict[Hashable, FoldedSet] = OrderedDict()
+        self._evicted: WeakValueDictionary[Hashable, FoldedSet] = WeakValueDictionary()
         self.num_bytes = 0
         self.num_evictions = 0
 
@@ -143,6 +146,10 @@ class _LeastRecentlyUsed:
         folded = self._entries.get(key)
         if folded is not None:
             self._entries.move_to_end(key)
+            return folded
+        folded = self._evicted.get(key)
+        if folded is not None:
+            self.add(key, folded)
         return folded
 
     def add(self, key: Hashable, folded: FoldedSet) -> None:
@@ -153,14 +160,17 @@ class _LeastRecentlyUsed:
         self._entries[key] = folded
         self.num_bytes += folded.num_bytes
         while self.num_bytes > self._budget_bytes:
-            self._remove(next(iter(self._entries)))
+            oldest, evicted = next(iter(self._entries.items()))
+            self._remove(oldest)
+            self._evicted[oldest] = evicted
             self.num_evictions += 1
 
     def discard(self, is_doomed: Callable[[Hashable], bool]) -> None:
-        for key in [key for key in self._entries if is_doomed(key)]:
+        for key in [key for key in (*self._entries, *self._evicted) if is_doomed(key)]:
             self._remove(key)
 
     def _remove(self, key: Hashable) -> None:
+        self._evicted.pop(key, None)
         folded = self._entries.pop(key, None)
         if folded is not None:
             self.num_bytes -= folded.num_bytes

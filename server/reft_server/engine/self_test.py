@@ -76,7 +76,8 @@ def run_self_test(model: Model, folded: FoldedSet, vocab_size: int, max_model_le
         observed.append(_ObservedEdits(plan))
         return observed[-1]
 
-    logits = run_alone(model, token_ids, prompt_length=num_prompt, interventions=(folded,), wrap_edits=observe)
+    placed = folded.to(model.kv_layout.device)
+    logits = run_alone(model, token_ids, prompt_length=num_prompt, interventions=(placed,), wrap_edits=observe)
     seen = observed[0].seen
     problems = [
         f"layer {layer} {component} {problem}" for (layer, component), site in seen.items() for problem in site.problems

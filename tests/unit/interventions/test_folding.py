@@ -137,3 +137,12 @@ def test_tied_layers_share_one_folded_edit(tiny_model, make_set):
     assert folded.interventions[0].edit is folded.interventions[1].edit
     assert [i.site for i in folded.interventions] == [(0, "block_output"), (3, "block_output")]
     assert folded.is_prompt_only
+
+
+def test_tied_layers_still_share_their_weights_when_scaled_or_moved(tiny_model, make_set):
+    folded = make_set(tiny_model("llama"), {"layer": 0, "parameters": 0}, {"layer": 3, "parameters": 0}).fold()
+    assert folded.num_bytes == folded.interventions[0].edit.num_bytes
+    for changed in (folded.scaled(2.0), folded.to(torch.device("meta"))):
+        assert changed.interventions[0].edit is changed.interventions[1].edit
+        assert changed.interventions[0].edit is not folded.interventions[0].edit
+        assert changed.num_bytes == folded.num_bytes

@@ -191,6 +191,23 @@ def test_pool_eviction_frees_a_set_only_when_no_request_holds_it() -> None:
     asyncio.run(scenario())
 
 
+def test_pool_finds_an_evicted_set_again_while_a_request_holds_it() -> None:
+    async def scenario() -> None:
+        pool = InterventionPool(SET_BYTES * 5 // 4 + 4)
+        in_flight = await pool.get("a", lambda: make_set(7).fold())
+        await pool.get("b", Loader(FOLDED[1]))
+        assert "a" not in pool
+        assert await pool.get("a", never) is in_flight
+        assert pool.stats().num_bytes <= SET_BYTES * 5 // 4
+        await pool.get("b", never)
+        pool.discard("a")
+        loader = Loader(FOLDED[0])
+        assert await pool.get("a", loader) is FOLDED[0]
+        await pool.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("budget_bytes", [0, SET_BYTES - 1])
 def test_pool_hands_out_a_set_larger_than_its_budget_without_keeping_it(budget_bytes: int) -> None:
     async def scenario() -> None:

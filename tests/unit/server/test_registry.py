@@ -21,6 +21,7 @@ from reft_interventions.errors import (
     StoreError,
 )
 from reft_interventions.store import InterventionStore, StoredVersion
+from reft_server.engine.device_pool import DevicePool
 from reft_server.engine.pool import InterventionPool
 from reft_server.errors import EngineDeadError, ReftError
 from reft_server.registry import Registry
@@ -318,6 +319,24 @@ def test_preload_skips_what_can_not_be_served_with_one_warning_each(
         ("broken", "invalid_intervention_file"),
     ]:
         assert sum(file in message and code in message for message in messages) == 1
+
+
+def test_place_gives_the_engine_of_a_device_copies_and_the_engine_of_the_host_the_sets_themselves(
+    tmp_path: Path,
+) -> None:
+    async def scenario(registry: Registry, engine: SelfTestEngine) -> None:
+        await add(registry, make_set(1))
+        resolved = await registry.resolve("haiku")
+        assert await registry.place([resolved.folded]) == (resolved.folded,)
+        device_pool = DevicePool(torch.device("meta"), 1 << 20, max_wait_s=1.0)
+        store, pool = InterventionStore(tmp_path), InterventionPool(1 << 20)
+        on_device = Registry(store, pool, engine, BASE, FileLimits(), device_pool)
+        [placed] = await on_device.place([resolved.folded])
+        assert placed.content_hash == resolved.folded.content_hash
+        assert device_pool.stats().num_pinned == 1
+        await on_device.close()
+
+    run(tmp_path, scenario)
 
 
 def test_stats_count_names_versions_and_the_pool(tmp_path: Path) -> None:
