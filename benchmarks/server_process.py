@@ -64,11 +64,10 @@ class ServerProcess(PausableProcess):
         raise RuntimeError(f"the server was not ready within {timeout_s:g} s")
 
 
-def start_server(store_dir: Path, *flags: str) -> ServerProcess:
+def start_server(store_dir: Path, *flags: str, log_path: Path | None = None) -> ServerProcess:
     """Our own server; not yet ready."""
-    return ServerProcess(
-        [sys.executable, "-m", "reft_server.cli", "--port", "{port}", "--store-dir", str(store_dir), *flags]
-    )
+    command = [sys.executable, "-m", "reft_server.cli", "--port", "{port}", "--store-dir", str(store_dir), *flags]
+    return ServerProcess(command, log_path=log_path)
 
 
 @contextmanager
