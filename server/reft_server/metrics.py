@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from reft_server.engine.pool import PoolStats
 from reft_server.engine.types import EngineStats
 
 OTHER_LABEL = "other"
@@ -22,18 +23,18 @@ class Metrics:
 
     Args:
         engine_stats: the engine's counters and gauges now.
-        num_interventions_resident: intervention sets whose folded tensors are in memory now.
+        pool_stats: the intervention pool's.
         max_intervention_labels: distinct interventions with a label of their own; later ones count as `other`.
     """
 
     def __init__(
         self,
         engine_stats: Callable[[], EngineStats],
-        num_interventions_resident: Callable[[], int],
+        pool_stats: Callable[[], PoolStats],
         max_intervention_labels: int = 64,
     ) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_LiveCollector(engine_stats, num_interventions_resident))
+        self.registry.register(_LiveCollector(engine_stats, pool_stats))
         self._labels: set[str] = set()
         self._max_labels = max_intervention_labels
         self.time_to_first_token = self._histogram(
@@ -89,18 +90,19 @@ class Metrics:
 class _LiveCollector(Collector):
     """Values that live elsewhere, read when Prometheus asks."""
 
-    def __init__(self, engine_stats: Callable[[], EngineStats], num_resident: Callable[[], int]) -> None:
+    def __init__(self, engine_stats: Callable[[], EngineStats], pool_stats: Callable[[], PoolStats]) -> None:
         self._engine_stats = engine_stats
-        self._num_resident = num_resident
+        self._pool_stats = pool_stats
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._engine_stats()
+        stats, pool = self._engine_stats(), self._pool_stats()
         for name, description, value in (
             ("num_requests_running", "Sequences in the batch.", stats.num_requests_running),
             ("num_requests_waiting", "Requests in the queue.", stats.num_requests_waiting),
             ("kv_cache_usage_perc", "Part of the KV cache in use, 0 to 1.", stats.kv_cache_usage),
             ("prefix_cache_bytes", "Memory of the prefix cache.", stats.prefix_cache_bytes),
-            ("interventions_resident", "Intervention sets in memory.", self._num_resident()),
+            ("interventions_resident", "Intervention sets in memory.", pool.num_sets),
+            ("intervention_pool_bytes", "Memory of the intervention sets.", pool.num_bytes),
         ):
             yield GaugeMetricFamily(f"reft:{name}", description, value=value)
         for name, description, value in (
@@ -110,6 +112,9 @@ class _LiveCollector(Collector):
             ("prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.num_prefix_queried_tokens),
             ("prefix_cache_hits", "Tokens found in the prefix cache.", stats.num_prefix_hit_tokens),
             ("prefix_cache_evictions", "Blocks evicted from the prefix cache.", stats.num_prefix_evictions),
+            ("intervention_pool_hits", "Sets that requests found in memory.", pool.num_hits),
+            ("intervention_pool_misses", "Sets that had to be loaded.", pool.num_misses),
+            ("intervention_pool_evictions", "Sets that made room for others.", pool.num_evictions),
             ("num_preemptions", "Sequences that gave their KV up for a while.", stats.num_preemptions),
             ("engine_restarts", "Restarts of the engine's thread.", stats.num_restarts),
         ):

@@ -15,6 +15,7 @@ from reft_server import errors as server_errors
 from reft_server.api.errors_table import STATUS_BY_ERROR
 from reft_server.api.routes import chat, completions, interventions, models, operations, tokenize
 from reft_server.config import SettingField, setting_fields
+from reft_server.engine.pool import PoolStats
 from reft_server.engine.types import EngineStats
 from reft_server.metrics import Metrics
 
@@ -79,7 +80,7 @@ def test_docs_errors_name_no_code_that_is_gone() -> None:
 
 
 def test_docs_metrics_have_exactly_the_registrys() -> None:
-    metrics = Metrics(EngineStats, lambda: 0)
+    metrics = Metrics(EngineStats, PoolStats)
     registered = {(family.name, family.type) for family in metrics.registry.collect()}
     rows = re.findall(r"^\| `(reft:\w+)` \| (\w+) \|", (ROOT / "docs/metrics.md").read_text(), flags=re.MULTILINE)
     assert set(rows) == registered

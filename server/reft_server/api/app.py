@@ -38,7 +38,7 @@ def create_app(
         tokenization=Tokenization(tokenizer),
         registry=registry,
         settings=settings,
-        metrics=Metrics(engine.stats, lambda: registry.stats().pool.num_sets, settings.max_intervention_labels),
+        metrics=Metrics(engine.stats, lambda: registry.stats().pool, settings.max_intervention_labels),
         model_names=ModelNames(engine.model_info.model_id, settings.served_model_name),
         started_at=int(time.time()),
     )

@@ -7,6 +7,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from reft_server.engine.pool import PoolStats
 from reft_server.engine.types import EngineStats
 from reft_server.errors import EngineStepError
 from reft_server.metrics import Metrics
@@ -59,6 +60,10 @@ def test_metrics_count_what_happened(client: TestClient, engine: FakeEngine) -> 
     assert values["reft:num_requests_waiting", ()] == 3
     assert values["reft:kv_cache_usage_perc", ()] == 0.25
     assert values["reft:interventions_resident", ()] == 1
+    assert values["reft:intervention_pool_bytes", ()] > 0
+    assert values["reft:intervention_pool_hits_total", ()] == 1
+    assert values["reft:intervention_pool_misses_total", ()] == 0
+    assert values["reft:intervention_pool_evictions_total", ()] == 0
     assert values["reft:request_success_total", ("stop",)] == 3
     assert values["reft:intervention_requests_total", ("base",)] == 1
     assert values["reft:intervention_requests_total", ("style",)] == 2
@@ -84,7 +89,7 @@ def test_metrics_count_errors_wherever_they_arise(make_client: Any, engine: Fake
 
 
 def test_metrics_bound_the_interventions_they_name() -> None:
-    metrics = Metrics(EngineStats, lambda: 0, max_intervention_labels=2)
+    metrics = Metrics(EngineStats, PoolStats, max_intervention_labels=2)
     for name in ("a", "b", "c", "d", "a"):
         metrics.count_intervention(name)
     text = metrics.render().decode()
