@@ -49,8 +49,8 @@ format: $(STAMP)  ## Repair lint and formatting
 test: $(STAMP) model  ## Run every test (TESTS= ARGS=)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TESTS) $(ARGS)
 
-bench: $(STAMP) model  ## Measure this machine (ARGS=)
-	$(BIN)/python -m benchmarks.serve $(ARGS)
+bench: $(STAMP) model  ## Measure this machine, and other servers that ARGS= names (ARGS=--help)
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 train-examples: $(STAMP) model  ## Train the bundled interventions again
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/train_all.sh $(ARGS)

@@ -97,13 +97,17 @@ def start_vllm(python: Path, preload: Path | None, folder: Path) -> HTTPContende
 
 
 def start_llama(program: Path, gguf: Path, folder: Path) -> HTTPContender:
-    """llama.cpp's server on all cores with a slot for every request; its KV cache is float16, its default."""
+    """llama.cpp's server on all cores with a slot for every request; its KV cache is float16, its default.
+
+    Args:
+        gguf: the model, with its weights' type as the name's last part: `model-f16.gguf`.
+    """
     lines = _output(program, "--version").splitlines()
     found = next((line for line in lines if line.startswith("version")), "unknown")
     command = [str(program), "--port", "{port}", "--model", str(gguf), "--threads", str(NUM_CORES)]
     command += ["--parallel", str(MAX_BATCH), "--ctx-size", str(MAX_BATCH * MAX_TOKENS)]
     server = ServerProcess(command, log_path=folder / f"{gguf.stem}.log")
-    return _ready(server, f"llama_cpp:{gguf.stem}", found, timeout_s=120)
+    return _ready(server, f"llama_cpp_{gguf.stem.rsplit('-', 1)[-1]}", found, timeout_s=120)
 
 
 def _ready(server: ServerProcess, name: str, found: str, timeout_s: float) -> HTTPContender:

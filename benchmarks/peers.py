@@ -1,4 +1,4 @@
-"""Is our server, with mixed interventions, as fast as other servers of the bare base model on the same machine?
+"""How fast is our server, and is it with mixed interventions as fast as others are on the bare base model?
 
 Question: output tokens/s of 1, 8 and 32 requests of 128 + 64 tokens, all at once, greedy, streamed over HTTP.
 Baselines: vLLM's CPU build (compiled), llama.cpp's server, and HF `generate` as one static batch without HTTP; those
@@ -21,11 +21,11 @@ from typing import Any
 from benchmarks.figures import ratios, spread, write_result
 from benchmarks.machine import ceilings, describe, job_ceiling, machine_lock
 from benchmarks.peer_processes import Contender, HFContender, HTTPContender, start_llama, start_vllm
-from benchmarks.serve import NUM_NEW_TOKENS, NUM_PROMPT_TOKENS, NUM_SETS, job_description
 from benchmarks.server_process import start_server, upload_random_sets
 from benchmarks.streaming import random_prompts
 
-MIXED = "ours_mixed"
+NUM_PROMPT_TOKENS, NUM_NEW_TOKENS, NUM_SETS = 128, 64, 8
+BASE, MIXED = "ours_base", "ours_mixed"
 
 
 def start_contenders(args: argparse.Namespace, folder: Path, stack: ExitStack) -> list[Contender]:
@@ -36,7 +36,7 @@ def start_contenders(args: argparse.Namespace, folder: Path, stack: ExitStack) -
     names = asyncio.run(upload_random_sets(server.url, folder, NUM_SETS))
     version = str(describe()["reft-serve"])
     ours: list[Contender] = [
-        HTTPContender("ours_base", version, server),
+        HTTPContender(BASE, version, server),
         HTTPContender(MIXED, version, server, interventions=names),
     ]
     server.pause()
@@ -80,6 +80,22 @@ def measure(contenders: list[Contender], batch: int, rounds: int, lock: Path | N
     }
 
 
+def job_description(args: argparse.Namespace, batch: int) -> dict[str, Any]:
+    """What every contender runs."""
+    return {
+        "model": "SmolLM2-135M-Instruct",
+        "dtype": "float32",
+        "num_requests": batch,
+        "num_prompt_tokens": NUM_PROMPT_TOKENS,
+        "num_new_tokens": NUM_NEW_TOKENS,
+        "num_sets": NUM_SETS,
+        "sets": "LoReFT r4, f3+l3, five layers",
+        "stream": True,
+        "rounds": args.rounds,
+        "server_flags": args.server_flags,
+    }
+
+
 def absent(args: argparse.Namespace) -> list[str]:
     """Peers whose programs were not given."""
     flags = {"vllm_cpu (--vllm-python)": args.vllm_python, "llama.cpp (--llama-server, --gguf)": args.llama_server}
@@ -119,7 +135,7 @@ def main() -> None:
                 "benchmark": "peers",
                 "machine": describe(),
                 "ceilings": {**peak, "tokens_per_s": round(ceiling, 1)},
-                "job": {**job_description(batch, args.rounds), "server_flags": args.server_flags},
+                "job": job_description(args, batch),
                 "versions": {contender.name: contender.version for contender in contenders},
                 "left_out": absent(args),
                 **measure(contenders, batch, args.rounds, args.lock),
