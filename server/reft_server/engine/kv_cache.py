@@ -13,6 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .memory import lazy_zeros
+
 _MIN_CAPACITY = 64
 _SLAB_SHARE = 4  # one slab takes at most this fraction of the budget, unless a single row needs more
 
@@ -57,7 +59,7 @@ class Slab:
         self.capacity = capacity
         self.num_rows = num_rows
         self.stacks = [
-            torch.zeros(count, num_rows, heads, capacity, dim, dtype=layout.dtype, device=layout.device)
+            lazy_zeros((count, num_rows, heads, capacity, dim), layout.dtype, layout.device)
             for (heads, dim), count in layout.stack_shapes
         ]
         self.keys, self.values = layout.unstack(self.stacks)

@@ -14,10 +14,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import islice
 
-import torch
 from torch import Tensor
 
 from .kv_cache import KVLayout, KVSlot
+from .memory import lazy_zeros
 from .sequence import BLOCK_SIZE, BlockContent, Sequence
 
 _BLOCKS_PER_ARENA = 64
@@ -58,7 +58,7 @@ class _Arena:
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         self.stacks = [
-            torch.empty(num_blocks, count, heads, BLOCK_SIZE, dim, dtype=layout.dtype, device=layout.device)
+            lazy_zeros((num_blocks, count, heads, BLOCK_SIZE, dim), layout.dtype, layout.device)
             for (heads, dim), count in layout.stack_shapes
         ]
 

@@ -1,0 +1,25 @@
+"""Large blocks of zeros that cost nothing until they are used."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`torch.zeros`; on a CPU the system gives, and zeroes, each page when it is first touched.
+
+    `torch.zeros` writes all of it at once: a slab of 1.5 GB stops the engine for seconds (docs/log.md). The memory goes
+    back to the system as soon as the tensor is gone.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not num_bytes:
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    mapping = mmap.mmap(-1, num_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapping, dtype=dtype).view(*shape)
