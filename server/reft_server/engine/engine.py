@@ -180,7 +180,6 @@ class LocalEngine:
                 self._is_restarting = True
                 self._counters["restarts"] += 1
                 self._fail_all(EngineDeadError("the engine failed and was restarted; send the request again"))
-                self._is_restarting = False
         self._fail_all(EngineDeadError("the server is shutting down"))
         for job in self._jobs:
             job()
@@ -289,6 +288,7 @@ class LocalEngine:
             self._inbox.clear()
             self._keep_counts()
             self._reset()
+            self._is_restarting = False  # before anybody hears of it and sends again
         for sequence in sequences:
             self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason="error", error=error))
         self._publish()
