@@ -170,7 +170,7 @@ class PrefixCache:
             self._pin(sequence, block)
         if with_tail and 0 < num_tokens - start < BLOCK_SIZE:
             content = sequence.block_content(start, num_tokens)
-            if _closest(block, content)[1] < num_tokens - start:
+            if content not in block.children and _closest(block, content)[1] < num_tokens - start:
                 block = self._add(block, content, sequence, start) or block
         self._touch(block)
 

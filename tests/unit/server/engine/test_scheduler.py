@@ -12,7 +12,7 @@ import torch
 from reft_server.engine.kv_cache import KVCache, KVLayout
 from reft_server.engine.prefix_cache import PrefixCache
 from reft_server.engine.scheduler import ScheduledChunk, Scheduler
-from reft_server.engine.sequence import Sequence
+from reft_server.engine.sequence import BLOCK_SIZE, Sequence
 from reft_server.engine.settings import EngineSettings
 from reft_server.engine.stream import NullStream
 from reft_server.engine.types import GenerationRequest, SamplingParams
@@ -272,3 +272,12 @@ def test_waiters_go_on_when_their_leader_is_cancelled() -> None:
     scheduler.finish(leader)
     run(scheduler, [follower])
     assert follower.num_cached_tokens in range(192, 209)
+
+
+def test_tail_that_is_cached_beside_many_others_is_not_cached_twice() -> None:
+    scheduler = make(prefix_tokens=80 * BLOCK_SIZE)
+    for first in (1, *range(100, 7_000, 100), 1, *range(10_000, 25_000, 100)):
+        sequence = request(8, max_tokens=2, first=first)
+        scheduler.add(sequence)
+        run(scheduler, [sequence])
+    assert not scheduler.running
