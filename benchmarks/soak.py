@@ -30,6 +30,7 @@ from benchmarks.soak_traffic import (
     COMPLETIONS,
     INTERVENTIONS,
     MAX_UPLOAD_BYTES,
+    NUM_CHURNING,
     NUM_FIXED,
     QUESTIONS,
     SYSTEM,
@@ -125,9 +126,9 @@ async def soak(server: ServerProcess, contents: list[bytes], minutes: float, see
     """Load the server; counts by outcome, the series and the verdict."""
     limits = httpx.Limits(max_connections=NUM_WORKERS + 2)
     async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
-        for index, content in enumerate(contents[:NUM_FIXED]):
-            response = await client.post(INTERVENTIONS, params={"name": f"fixed-{index}"}, content=content)
-            response.raise_for_status()
+        names = [f"fixed-{index}" for index in range(NUM_FIXED)] + [f"churn-{index}" for index in range(NUM_CHURNING)]
+        for name, content in zip(names, contents, strict=True):
+            (await client.post(INTERVENTIONS, params={"name": name}, content=content)).raise_for_status()
         canaries = await find_canaries(client)
         print(f"{len(canaries)} prompts with a clear answer", flush=True)
         traffic = Traffic(client, contents, canaries)
