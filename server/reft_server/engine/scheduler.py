@@ -18,6 +18,7 @@ _DECODE_HEADROOM = 64  # tokens reserved past the known ones at admission; more 
 _DECODE_COST = 2.0  # virtual tokens that a generated token counts for; a prompt token counts for 1
 _WORTH_WAITING = 64  # prompt tokens: for as many, a request waits until another has computed them
 _EXCLUSIVE_PREFILL = 128  # prompt tokens of one tenant in a step, after which other tenants' prompts wait
+_YIELDING_PREFILL = 128  # prompt tokens in a step of a tenant that was served more than another one
 _HOLD_STEPS = 64  # after a preemption for want of KV nobody is admitted until a sequence ends, or for so many steps
 
 
@@ -43,10 +44,17 @@ class _Step:
     prefill_tenant: str | None = None
     num_prefill_tokens: int = 0
 
-    def may_prefill(self, sequence: Sequence) -> bool:
-        """Whether prompt tokens of this sequence fit: the budget, and the tenant that this step's prompts are from."""
-        is_same_tenant = self.prefill_tenant in (None, sequence.request.tenant)
-        return self.budget > 0 and (is_same_tenant or self.num_prefill_tokens < _EXCLUSIVE_PREFILL)
+    def prefill_room(self, sequence: Sequence, waiting: WaitingQueue) -> int:
+        """How many prompt tokens of this sequence the step may hold.
+
+        Bounds are the budget, the tenant that this step's prompts are from, and who may come meanwhile.
+        """
+        tenant = sequence.request.tenant
+        if self.prefill_tenant not in (None, tenant) and self.num_prefill_tokens >= _EXCLUSIVE_PREFILL:
+            return 0
+        if waiting.is_heavier_than_another(tenant):
+            return max(min(self.budget, _YIELDING_PREFILL - self.num_prefill_tokens), 0)
+        return self.budget
 
     def drop(self, sequence: Sequence) -> None:
         self.chunks = [chunk for chunk in self.chunks if chunk.sequence is not sequence]
@@ -56,7 +64,8 @@ class Scheduler:
     """Decodes first, then prompts in chunks, within a token budget per step; tenants share fairly.
 
     * Prompts are taken in the order of `WaitingQueue`: the least served tenant first, then priority and arrival.
-      A step takes prompts of one tenant, so that a light one never pays for another's long prompt.
+      A step takes prompts of one tenant, and few of one that was served more than another: whoever comes next waits
+      for the step that runs.
     * A tenant below its share of places takes one from a tenant above its own, by preemption.
     * A sequence gets KV room for what is known of it and a little more, and grows. Where there is no room, the one
       that comes last in order gives its slot up and is computed again later, from cached blocks where it can.
@@ -140,7 +149,7 @@ class Scheduler:
     def _decode(self, step: _Step) -> None:
         for sequence in sorted((one for one in self.running if one.num_pending_tokens == 1), key=_order):
             if step.budget > 0 and sequence in self.running and self._ensure_room(sequence, step):
-                self._append(step, sequence)
+                self._append(step, sequence, 1)
 
     def _prefill(self, step: _Step) -> None:
         """Prompts in the order of their rank, those that run and those that wait alike."""
@@ -151,21 +160,22 @@ class Scheduler:
             waiting = self.waiting.first(skipped) if may_admit else None
             candidates = running if waiting is None else [*running, waiting]
             sequence = min(candidates, key=self.waiting.rank, default=None)
-            if sequence is None or not step.may_prefill(sequence):
+            room = 0 if sequence is None else step.prefill_room(sequence, self.waiting)
+            if sequence is None or not room:
                 return
             if sequence is not waiting:
                 running.remove(sequence)
                 if sequence in self.running and self._ensure_room(sequence, step):
-                    self._append(step, sequence)
+                    self._append(step, sequence, room)
             elif self._waits_for_another(sequence):
                 skipped.add(sequence)
             elif self._admit(sequence, step):
-                self._append(step, sequence)
+                self._append(step, sequence, room)
             else:
                 may_admit = False
 
-    def _append(self, step: _Step, sequence: Sequence) -> None:
-        num_tokens = min(sequence.num_pending_tokens, step.budget)
+    def _append(self, step: _Step, sequence: Sequence, room: int) -> None:
+        num_tokens = min(sequence.num_pending_tokens, room)
         step.chunks.append(ScheduledChunk(sequence, sequence.num_computed_tokens, num_tokens))
         step.budget -= num_tokens
         tenant, is_prefill = sequence.request.tenant, sequence.num_pending_tokens > 1

@@ -30,7 +30,7 @@ class EngineSettings:
     """
 
     max_num_seqs: int = 32
-    max_num_batched_tokens: int = 1024
+    max_num_batched_tokens: int = 512
     kv_cache_bytes: int = 2 << 30
     prefix_cache_bytes: int = 1 << 30
     prefix_cache_scope: PrefixCacheScope = "shared"

@@ -11,6 +11,7 @@ from .sequence import Sequence
 
 _MAX_IDLE_TENANTS = 1024  # whose counters are kept
 _STARVED_S = 10.0
+_RECENT_S = 10.0  # for so long a tenant without requests is expected back
 
 
 class WaitingQueue:
@@ -29,6 +30,7 @@ class WaitingQueue:
         self._service: dict[str, float] = {}
         self._num_active: Counter[str] = Counter()
         self._num_running: Counter[str] = Counter()
+        self._left_at: dict[str, float] = {}
         self._length = 0
 
     def __len__(self) -> int:
@@ -79,6 +81,7 @@ class WaitingQueue:
         self._num_active[tenant] -= 1
         if not self._num_active[tenant]:
             del self._num_active[tenant], self._num_running[tenant]
+            self._left_at[tenant] = time.monotonic()
             if len(self._service) > _MAX_IDLE_TENANTS + len(self._num_active):
                 self._service = {name: self._service[name] for name in self._num_active}
 
@@ -92,6 +95,13 @@ class WaitingQueue:
         tenant = sequence.request.tenant
         is_starved = not self._num_running[tenant] and sequence.order[0] < time.monotonic() - _STARVED_S
         return not is_starved, 0.0 if is_starved else self._service[tenant], sequence.order
+
+    def is_heavier_than_another(self, tenant: str) -> bool:
+        """Whether another tenant, active or expected back, was served less."""
+        now = time.monotonic()
+        self._left_at = {name: left for name, left in self._left_at.items() if now - left < _RECENT_S}
+        others = self._num_active.keys() | self._left_at.keys()
+        return any(self._service.get(other, 0.0) < self._service[tenant] for other in others - {tenant})
 
     def is_lighter_than_another(self, tenant: str, num_more: int) -> bool:
         """Whether a tenant with `num_more` sequences more would still have fewer waiting than some other has.
