@@ -13,6 +13,13 @@
 
 #include "vectors.h"
 
+/* Read rows [first, last) of a segment of `num_rows`, so that they are in the cache when they are needed. In the order
+   of their addresses the processor streams them; in the order of the products, several rows at once, it does not. */
+static void touch_rows(const float *segment, size_t first, size_t last, size_t num_rows, size_t dim) {
+    const char *end = (const char *)(segment + (last < num_rows ? last : num_rows) * dim);
+    for (const char *line = (const char *)(segment + first * dim); line < end; line += 64) (void)*(const volatile char *)line;
+}
+
 #define WIDTH 4
 #define SUBLANES 4
 #include "lanes.h"

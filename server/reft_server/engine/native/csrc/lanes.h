@@ -39,8 +39,10 @@ INLINE void WIDE(score_block)(const int keys, const float *query, const float *k
 /* scores[j][lane] = sum over d of query[d][lane] * key[j][d]. */
 static void WIDE(score)(const float *query, const float *key, size_t num_keys, size_t dim, float *scores) {
     size_t j = 0;
-    for (; j + KEYS_AT_ONCE <= num_keys; j += KEYS_AT_ONCE)
+    for (; j + KEYS_AT_ONCE <= num_keys; j += KEYS_AT_ONCE) {
+        touch_rows(key, j, j + KEYS_AT_ONCE, num_keys, dim);
         WIDE(score_block)(KEYS_AT_ONCE, query, key + j * dim, dim, scores + j * WIDTH);
+    }
     for (; j + 4 <= num_keys; j += 4) WIDE(score_block)(4, query, key + j * dim, dim, scores + j * WIDTH);
     for (; j < num_keys; j++) WIDE(score_block)(1, query, key + j * dim, dim, scores + j * WIDTH);
 }
@@ -80,6 +82,7 @@ static void WIDE(weigh)(
     enum { BLOCK = 64 }; /* keys whose values stay in the first-level cache */
     for (size_t first = 0; first < num_keys; first += BLOCK) {
         size_t count = num_keys - first < BLOCK ? num_keys - first : BLOCK, d = 0;
+        touch_rows(value, first, first + BLOCK, num_keys, dim);
         float *weights = scores + first * WIDTH;
         const float *block = value + first * dim;
         for (int v = 0; v < WIDTH; v += SUBLANES) {
