@@ -82,13 +82,12 @@ def measure(url: str, args: argparse.Namespace) -> dict[str, Any]:
     samples: dict[str, list[list[float]]] = {"alone": [], "flooded": []}
     asyncio.run(run_phase(url, 1, 2, is_flooded=False))
     for index in range(1, args.rounds + 1):
-        for phase, collected in samples.items():
-            is_flooded = phase == "flooded"
-            with machine_lock(args.lock, is_exclusive=True):
-                collected.append(
-                    asyncio.run(run_phase(url, 10 * index + is_flooded, args.requests, is_flooded=is_flooded))
-                )
-            print(f"round {index}: {phase}: median {median(collected[-1]):.3f} s", flush=True)
+        with machine_lock(args.lock, is_exclusive=True):
+            for phase, collected in samples.items():
+                is_flooded = phase == "flooded"
+                seconds = asyncio.run(run_phase(url, 10 * index + is_flooded, args.requests, is_flooded=is_flooded))
+                collected.append(seconds)
+                print(f"round {index}: {phase}: median {median(collected[-1]):.3f} s", flush=True)
     medians = {phase: [median(seconds) for seconds in rounds] for phase, rounds in samples.items()}
     return {
         "ttft_s": {phase: spread(list(itertools.chain(*rounds))) for phase, rounds in samples.items()},

@@ -46,18 +46,17 @@ def run_job(url: str, names: list[str], seed: int, *, is_warm: bool) -> list[Ans
     return asyncio.run(stream_all(url, bodies))[1]
 
 
-def measure(servers: dict[str, ServerProcess], names: list[str], args: argparse.Namespace) -> dict[str, Any]:
+def measure(servers: dict[str, ServerProcess], names: list[str], rounds: int) -> dict[str, Any]:
     """Paired rounds; seconds, of the mean and of the median request."""
     means: dict[str, list[float]] = {variant: [] for variant in SCOPES}
     medians: dict[str, list[float]] = {variant: [] for variant in SCOPES}
-    for index in range(args.rounds):
+    for index in range(rounds):
         for turn, (variant, scope) in enumerate(SCOPES.items()):
             server = servers[scope]
-            with machine_lock(args.lock, is_exclusive=True):
-                server.resume()
-                asyncio.run(stream_all(server.url, [completion_body(random_prompts(turn, 1, 8)[0], 2)]))
-                answers = run_job(server.url, names, 1000 * (index * len(SCOPES) + turn), is_warm=variant == "warm")
-                server.pause()
+            server.resume()
+            asyncio.run(stream_all(server.url, [completion_body(random_prompts(turn, 1, 8)[0], 2)]))
+            answers = run_job(server.url, names, 1000 * (index * len(SCOPES) + turn), is_warm=variant == "warm")
+            server.pause()
             seconds = [answer.first_token_s for answer in answers]
             means[variant].append(statistics.mean(seconds))
             medians[variant].append(statistics.median(seconds))
@@ -91,15 +90,16 @@ def main() -> None:
                 servers[scope] = server
         with machine_lock(args.lock, is_exclusive=True):
             peak = ceilings()
-        least_s = {
-            "limited": prefill_floor_s(peak, NUM_SETS * NUM_SYSTEM_TOKENS),
-            "shared": prefill_floor_s(peak, NUM_SYSTEM_TOKENS),
-        }
-        print(f"ceiling: {peak}, so the system prompts alone take {least_s} s", flush=True)
+            least_s = {
+                "limited": round(prefill_floor_s(peak, NUM_SETS * NUM_SYSTEM_TOKENS), 2),
+                "shared": round(prefill_floor_s(peak, NUM_SYSTEM_TOKENS), 2),
+            }
+            print(f"ceiling: {peak}, so the system prompts alone take {least_s} s", flush=True)
+            figures = measure(servers, names, args.rounds)
         result = {
             "benchmark": "prefix",
             "machine": describe(),
-            "ceilings": {**peak, "system_prompts_s": {name: round(value, 2) for name, value in least_s.items()}},
+            "ceilings": {**peak, "system_prompts_s": least_s},
             "job": {
                 "model": "SmolLM2-135M-Instruct",
                 "dtype": "float32",
@@ -112,7 +112,7 @@ def main() -> None:
                 "server_flags": " ".join(FLAGS),
                 "rounds": args.rounds,
             },
-            **measure(servers, names, args),
+            **figures,
         }
     write_result("prefix", result)
 
