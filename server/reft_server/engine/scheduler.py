@@ -18,7 +18,7 @@ _DECODE_HEADROOM = 64  # tokens reserved past the known ones at admission; more 
 _DECODE_COST = 2.0  # virtual tokens that a generated token counts for; a prompt token counts for 1
 _WORTH_WAITING = 64  # prompt tokens: for as many, a request waits until another has computed them
 _EXCLUSIVE_PREFILL = 128  # prompt tokens of one tenant in a step, after which other tenants' prompts wait
-_YIELDING_PREFILL = 128  # prompt tokens in a step of a tenant that was served more than another one
+_YIELDING_PREFILL = 64  # prompt tokens in a step of a tenant that was served more than another one
 _HOLD_STEPS = 64  # after a preemption for want of KV nobody is admitted until a sequence ends, or for so many steps
 
 
