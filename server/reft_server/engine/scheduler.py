@@ -64,8 +64,9 @@ class Scheduler:
     """Decodes first, then prompts in chunks, within a token budget per step; tenants share fairly.
 
     * Prompts are taken in the order of `WaitingQueue`: the least served tenant first, then priority and arrival.
-      A step takes prompts of one tenant, and few of one that was served more than another: whoever comes next waits
-      for the step that runs.
+      The first prompt of a tenant that has nothing running pauses those above their share for a step, every other
+      step at most. A step takes prompts of one tenant, and few of one that was served more than another: whoever
+      comes next waits for the step that runs.
     * A tenant below its share of places takes one from a tenant above its own, by preemption.
     * A sequence gets KV room for what is known of it and a little more, and grows. Where there is no room, the one
       that comes last in order gives its slot up and is computed again later, from cached blocks where it can.
@@ -89,6 +90,7 @@ class Scheduler:
         self._prefix_cache = prefix_cache
         self._shared = SharedPrefixes(kv_cache, prefix_cache) if shares_prefixes and prefix_cache is not None else None
         self._num_held_steps = 0
+        self._has_paused = False
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -101,7 +103,9 @@ class Scheduler:
         """Choose the next step's chunks; empty when there is nothing to do."""
         step = _Step(self._settings.max_num_batched_tokens)
         self._num_held_steps = max(self._num_held_steps - 1, 0)
-        self._decode(step)
+        first = None if self._has_paused else self._first_of_newcomer(step)
+        self._has_paused = first is not None
+        self._decode(step, first)
         self._prefill(step)
         return step.chunks
 
@@ -121,6 +125,7 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
             self._num_held_steps = 0
+        self._has_paused = False
         self.waiting.leave(sequence)
         self._release(sequence, is_sound=is_sound, with_tail=True)
 
@@ -146,14 +151,36 @@ class Scheduler:
         num_surplus = sum(not one.has_run for one in self.waiting) - self._settings.max_queue_len
         return [(sequence, error) for sequence in self.waiting.heaviest(num_surplus)]
 
-    def _decode(self, step: _Step) -> None:
-        for sequence in sorted((one for one in self.running if one.num_pending_tokens == 1), key=_order):
-            if step.budget > 0 and sequence in self.running and self._ensure_room(sequence, step):
+    def _first_of_newcomer(self, step: _Step) -> Sequence | None:
+        """Schedule the next prompt if it fits the step and its tenant has nothing running, while another has plenty.
+
+        The tenants with more than their share of places then pause for this step: their tokens would be in its time.
+        """
+        sequence = self.waiting.first()
+        if sequence is None or self.waiting.num_running.get(sequence.request.tenant, 0) or self._num_held_steps:
+            return None
+        has_greedy = any(self._is_greedy(tenant) for tenant in self.waiting.num_running)
+        if not has_greedy or len(sequence.token_ids) > step.budget or self._waits_for_another(sequence):
+            return None
+        if not self._admit(sequence, step):
+            return None
+        self._append(step, sequence, step.budget)
+        return sequence
+
+    def _is_greedy(self, tenant: str) -> bool:
+        return self.waiting.num_running[tenant] * self.waiting.num_active_tenants > len(self.running)
+
+    def _decode(self, step: _Step, newcomer: Sequence | None) -> None:
+        decoding = (one for one in self.running if one.num_pending_tokens == 1 and one is not newcomer)
+        for sequence in sorted(decoding, key=_order):
+            is_paused = newcomer is not None and self._is_greedy(sequence.request.tenant)
+            if step.budget > 0 and not is_paused and sequence in self.running and self._ensure_room(sequence, step):
                 self._append(step, sequence, 1)
 
     def _prefill(self, step: _Step) -> None:
         """Prompts in the order of their rank, those that run and those that wait alike."""
-        running = [one for one in self.running if one.num_pending_tokens > 1]
+        chosen = {chunk.sequence for chunk in step.chunks}
+        running = [one for one in self.running if one.num_pending_tokens > 1 and one not in chosen]
         may_admit = not self._num_held_steps or not self.running
         skipped: set[Sequence] = set()
         while step.budget > 0:

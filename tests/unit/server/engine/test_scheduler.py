@@ -99,6 +99,21 @@ def test_new_tenant_takes_a_place_from_the_one_that_has_them_all() -> None:
     assert flood[-1] in scheduler.running
 
 
+def test_newcomers_prompt_pauses_the_greedy_for_a_step_and_no_longer() -> None:
+    """Each newcomer's first prompt has a step for itself, but endless newcomers stop nobody."""
+    scheduler = make(max_num_seqs=8)
+    flood = [request(8, "flood", 500) for _ in range(8)]
+    for one in flood:
+        scheduler.add(one)
+    step(scheduler)
+    tenants = []
+    for number in range(6):
+        scheduler.add(request(8, f"new-{number}", 50))
+        tenants.append({chunk.sequence.request.tenant for chunk in step(scheduler)})
+    assert tenants[0] == {"new-0"}
+    assert all("flood" in names for names in tenants[1::2])
+
+
 def test_tenants_at_their_share_are_left_alone() -> None:
     scheduler = make(max_num_seqs=4)
     for tenant in "aabb":
