@@ -231,7 +231,7 @@ def _check_json(value: Any, depth: int = 0) -> None:
             _check_json(entry, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         _refuse("NaN, infinity and numbers too large for float64 are not allowed in the JSON; remove them")
-    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+    elif isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         _refuse("a string in the JSON holds half of a surrogate pair; write valid Unicode")
 
 

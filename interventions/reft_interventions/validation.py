@@ -33,10 +33,20 @@ def validate_for_base(intervention_set: InterventionSet, base: BaseModelSpec) ->
     """Refuse a set that does not fit `base`, or whose weights can't be right.
 
     Raises:
+        InterventionShapeError, InterventionBaseMismatchError: see `check_base`.
+        InterventionValueError: NaN, infinity, or a `rotate_layer` that is not orthonormal or has collapsed.
+    """
+    check_base(intervention_set, base)
+    check_values(intervention_set)
+
+
+def check_base(intervention_set: InterventionSet, base: BaseModelSpec) -> None:
+    """Refuse a set that does not fit `base`; its values are not looked at.
+
+    Raises:
         InterventionShapeError: hidden size or layer count differ from the base model's.
         InterventionBaseMismatchError: trained for another model of the same shape. A manifest without a fingerprint
             passes when hidden size and layer count agree.
-        InterventionValueError: NaN, infinity, or a `rotate_layer` that is not orthonormal or has collapsed.
     """
     check_fits(intervention_set, base.hidden_size, base.num_layers)
     trained_for = intervention_set.manifest.base_model
@@ -46,7 +56,6 @@ def validate_for_base(intervention_set: InterventionSet, base: BaseModelSpec) ->
             "serve it with its own base model or train it again on this one",
             param="base_model",
         )
-    check_values(intervention_set)
 
 
 def check_fits(intervention_set: InterventionSet, hidden_size: int, num_layers: int) -> None:

@@ -16,7 +16,7 @@ from reft_interventions.file_format import FileLimits, load
 from reft_interventions.folded import FoldedSet
 from reft_interventions.intervention_set import InterventionSet
 from reft_interventions.store import InterventionStore, StoredVersion, check_name
-from reft_interventions.validation import BaseModelSpec, validate_for_base
+from reft_interventions.validation import BaseModelSpec, check_base, validate_for_base
 
 from .engine.device_pool import DevicePool
 from .engine.pool import InterventionPool, PoolStats
@@ -207,15 +207,16 @@ class Registry:
         self._store.close()
 
     def _read_upload(self, path: Path) -> tuple[InterventionSet, FoldedSet]:
-        return self._checked(load(path, self._limits))
-
-    def _load_stored(self, stored: StoredVersion) -> FoldedSet:
-        # Checked again: servers with different base models may share one store.
-        return self._checked(self._store.load(stored, self._limits))[1]
-
-    def _checked(self, intervention_set: InterventionSet) -> tuple[InterventionSet, FoldedSet]:
+        intervention_set = load(path, self._limits)
         validate_for_base(intervention_set, self._base)
         return intervention_set, intervention_set.fold()
+
+    def _load_stored(self, stored: StoredVersion) -> FoldedSet:
+        intervention_set = self._store.load(stored, self._limits)
+        # Servers with different base models may share one store. The values were checked before it was stored, and its
+        # hash shows that they are the same.
+        check_base(intervention_set, self._base)
+        return intervention_set.fold()
 
     async def _import(self, path: Path) -> StoredVersion | None:
         """Import one bundled file unless its content is known; the file itself stays."""
