@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reft_interventions.user_folders import DEFAULT_MODEL, default_cache_dir, user_folder
 from reft_server.api.settings import ApiSettings
-from reft_server.engine.settings import EngineSettings, ModelPath, PrefixCacheScope
+from reft_server.engine.settings import EngineSettings, ModelPath, PrefixCacheScope, WeightDtype
 from reft_server.errors import ConfigurationError
 
 ENV_PREFIX = "REFT_"
@@ -85,6 +85,11 @@ class EngineGroup(BaseModel):
         _ENGINE.model_path,
         description="native = the Llama shape in C, compiled at the first start; packed = the same in torch; "
         "generic = transformers' modules; auto = the first of them that works.",
+    )
+    weight_dtype: WeightDtype = Field(
+        _ENGINE.weight_dtype,
+        description="How the native path stores weights: model = exactly; bfloat16, int8 = in a half and a quarter of "
+        "the memory, faster and not exact.",
     )
 
     def to_engine_settings(self) -> EngineSettings:

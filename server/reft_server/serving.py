@@ -29,6 +29,7 @@ from reft_server.base_model import load_base_model
 from reft_server.config import Settings
 from reft_server.engine import build_engine
 from reft_server.engine.device_pool import DevicePool
+from reft_server.engine.native import start_building
 from reft_server.engine.pool import InterventionPool
 from reft_server.errors import ConfigurationError, ReftError
 from reft_server.registry import Registry
@@ -52,7 +53,10 @@ def build_app(settings: Settings) -> FastAPI:
     if settings.preload_dir is not None and not settings.preload_dir.is_dir():
         raise ConfigurationError(f"--preload-dir {settings.preload_dir} is not a folder.", param="preload_dir")
     store = InterventionStore(settings.store_dir)
+    building = start_building(settings.cache_dir) if settings.engine.model_path in ("auto", "native") else None
     base = load_base_model(settings)
+    if building is not None:
+        building.join()
     engine = build_engine(base.model, base.model_id, settings.engine.to_engine_settings(), cache_dir=settings.cache_dir)
     info = engine.model_info
     registry = Registry(

@@ -50,7 +50,7 @@ def build_engine(
     model.requires_grad_(False)
     reference = reference_logits(model, info.vocab_size)
     path = _model_path(model, info, settings, cache_dir or default_cache_dir())
-    check_exact(path, reference, info.vocab_size, type(model).__name__)
+    check_exact(path, reference, info.vocab_size, type(model).__name__, settings.weight_dtype)
     logger.info(
         "model ready path=%s dtype=%s device=%s max_model_len=%d",
         _NAMES[type(path)],
@@ -64,7 +64,11 @@ def build_engine(
 def _model_path(
     model: PreTrainedModel, info: ModelInfo, settings: EngineSettings, cache_dir: Path
 ) -> NativeModel | PackedModel | GenericModel:
-    wanted = settings.model_path
+    if settings.weight_dtype != "model" and settings.model_path not in ("auto", "native"):
+        raise ConfigurationError(
+            f"weight_dtype={settings.weight_dtype} needs model_path=native", param="engine_weight_dtype"
+        )
+    wanted = "native" if settings.weight_dtype != "model" else settings.model_path
     if wanted in ("packed", "native") and not can_pack(model):
         raise UnsupportedModelError(f"{type(model).__name__} has no {wanted} path; use model_path=generic")
     if wanted == "native" and not _is_float32_on_cpu(model):
@@ -79,7 +83,13 @@ def _model_path(
                 raise ConfigurationError(f"model_path=native: {error}", param="engine_model_path") from error
             logger.warning("native kernels unavailable, the packed path serves reason=%s", error)
         else:
-            return NativeModel(model, info.max_model_len, library, num_threads=settings.num_threads)
+            return NativeModel(
+                model,
+                info.max_model_len,
+                library,
+                weight_dtype=settings.weight_dtype,
+                num_threads=settings.num_threads,
+            )
     return PackedModel(model, info.max_model_len)
 
 

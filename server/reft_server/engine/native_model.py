@@ -18,7 +18,8 @@ from .kv_cache import KVLayout, KVSlot, Slab
 from .llama_shape import free_weight, rotary_table, sliding_window
 from .native import NativeLibrary
 from .native.structures import SPAN_FIELDS, AttentionShape, Config, Layer, Step
-from .native.weights import Arena, PackedLinear, WeightDtype, pack_gated, pack_linear
+from .native.weights import Arena, PackedLinear, pack_gated, pack_linear
+from .settings import WeightDtype
 
 _STAGES_PER_LAYER = 5
 _SITES = {
@@ -42,6 +43,7 @@ class NativeModel:
     Args:
         model: one that `can_run_natively` accepts.
         max_model_len: rows of the rotary table.
+        weight_dtype: how weights are stored; sums are float32 all the same.
         num_threads: of a step, the calling one among them; None = as many as torch uses.
     """
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ModelPath = Literal["auto", "native", "packed", "generic"]
+WeightDtype = Literal["model", "bfloat16", "int8"]
 PrefixCacheScope = Literal["shared", "intervention", "off"]
 
 
@@ -27,6 +28,8 @@ class EngineSettings:
         num_threads: torch's threads inside a step; None = one per core.
         model_path: `native` (the Llama shape in C, compiled at the first start), `packed` (the same in torch),
             `generic` (transformers' modules), `auto` picks the first that works.
+        weight_dtype: how the native path stores weights: as the `model` has them, or smaller, expanded to float32 when
+            they are used; `int8` has one scale for each output.
     """
 
     max_num_seqs: int = 32
@@ -40,3 +43,4 @@ class EngineSettings:
     max_model_len: int | None = None
     num_threads: int | None = None
     model_path: ModelPath = "auto"
+    weight_dtype: WeightDtype = "model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -52,6 +54,18 @@ def build_library(cache_dir: Path) -> Path:
         raise NativeUnavailableError(f"the kernels can't be built in {folder}: {error}") from error
     logger.info("native kernels compiled duration_s=%.1f path=%s", time.perf_counter() - started, path)
     return path
+
+
+def start_building(cache_dir: Path) -> threading.Thread:
+    """Compile in a thread of its own, next to the loading of a model. A failure shows when the library is loaded."""
+
+    def build() -> None:
+        with contextlib.suppress(NativeUnavailableError):
+            build_library(cache_dir)
+
+    thread = threading.Thread(target=build, name="reft-compiler", daemon=True)
+    thread.start()
+    return thread
 
 
 def _find_compiler() -> list[str]:

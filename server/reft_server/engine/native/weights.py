@@ -7,15 +7,12 @@ import ctypes
 import math
 import mmap
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..settings import WeightDtype
 from .structures import Linear
-
-WeightDtype = Literal["model", "bfloat16", "int8"]
-"""How weights are stored: as the model has them (float32), or smaller, expanded to float32 in the kernels."""
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _STORED = {"model": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}

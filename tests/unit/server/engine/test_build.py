@@ -14,6 +14,7 @@ from reft_server.engine.attention import attend
 from reft_server.engine.generic_model import GenericModel
 from reft_server.engine.native_model import NativeModel
 from reft_server.engine.packed_model import PackedModel
+from reft_server.engine.single import run_alone
 from reft_server.errors import ConfigurationError, UnsupportedModelError
 
 SHAPE = {
@@ -84,3 +85,16 @@ def test_packed_path_is_refused_where_there_is_none(tiny_model: Any) -> None:
 def test_window_longer_than_the_model_is_refused(tiny_model: Any) -> None:
     with pytest.raises(ConfigurationError, match="at most 256"):
         build_engine(copy.deepcopy(tiny_model("llama")), "tiny", EngineSettings(max_model_len=257))
+
+
+@pytest.mark.parametrize(("weight_dtype", "bound"), [("bfloat16", 0.03), ("int8", 0.2)])
+def test_smaller_weights_are_close_and_need_the_native_path(weight_dtype: Any, bound: float, tiny_model: Any) -> None:
+    base = copy.deepcopy(tiny_model("llama"))
+    for parameter in base.parameters():
+        parameter.data = parameter.data * 0.3 if parameter.ndim > 1 else parameter.data
+    with pytest.raises(ConfigurationError, match="needs model_path=native"):
+        build_engine(base, "tiny", EngineSettings(weight_dtype=weight_dtype, model_path="packed"))
+    model = build_engine(copy.deepcopy(base), "tiny", EngineSettings(weight_dtype=weight_dtype))._model
+    expected = base(input_ids=torch.tensor([[1, 2, 3]])).logits[0, -1]
+    difference = (run_alone(model, [1, 2, 3])[0] - expected).abs().max() / (expected.max() - expected.min())
+    assert 1e-5 < difference < bound

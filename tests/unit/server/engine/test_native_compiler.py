@@ -54,7 +54,7 @@ def test_corrupt_library_is_built_again(content: bytes, tmp_path: Path) -> None:
 
 
 def test_processes_and_threads_build_at_the_same_time(tmp_path: Path) -> None:
-    code = "import sys, pathlib; from reft_server.engine.native import load_library; load_library(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib, reft_server.engine.native as n; n.load_library(pathlib.Path(sys.argv[1]))"
     processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
     threads = [threading.Thread(target=load_library, args=(tmp_path,)) for _ in range(2)]
     for thread in threads:

@@ -14,7 +14,8 @@ from torch import Tensor
 from reft_interventions.user_folders import default_cache_dir
 from reft_server.engine.native import NativeLibrary, load_library
 from reft_server.engine.native.structures import AttentionShape
-from reft_server.engine.native.weights import Arena, WeightDtype, pack_gated, pack_linear
+from reft_server.engine.native.weights import Arena, pack_gated, pack_linear
+from reft_server.engine.settings import WeightDtype
 
 ROWS = (1, 2, 5, 12, 13, 33)
 DTYPES: tuple[WeightDtype, ...] = ("model", "bfloat16", "int8")
