@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.figures import ratios, spread, write_result
 from benchmarks.machine import ceilings, describe, job_ceiling, machine_lock
 from benchmarks.peer_processes import Contender, HFContender, HTTPContender, start_llama, start_vllm
-from benchmarks.server_process import start_server, upload_random_sets
+from benchmarks.server_process import ServerProcess, start_server, upload_random_sets
 from benchmarks.streaming import random_prompts
 
 NUM_PROMPT_TOKENS, NUM_NEW_TOKENS, NUM_SETS = 128, 64, 8
@@ -31,28 +31,41 @@ LOCK_S = 100
 """After which no further round starts without letting others have the machine."""
 
 
+def start_ours(folder: Path, flags: list[str]) -> tuple[ServerProcess, list[str]]:
+    """Our server, stopped, and the names of its sets."""
+    folder.mkdir()
+    server = start_server(folder / "store", *flags, log_path=folder / "server.log")
+    try:
+        server.wait_until_ready()
+        names = asyncio.run(upload_random_sets(server.url, folder, NUM_SETS))
+    except Exception:
+        server.close()
+        raise
+    server.pause()
+    return server, names
+
+
 def start_contenders(args: argparse.Namespace, folder: Path, stack: ExitStack) -> list[Contender]:
     """Everyone who takes part, ready and stopped, in the order of their turns."""
-    server = start_server(folder / "store", *args.server_flags.split())
-    stack.callback(server.close)
-    server.wait_until_ready()
-    names = asyncio.run(upload_random_sets(server.url, folder, NUM_SETS))
-    version = str(describe()["reft-serve"])
-    ours: list[Contender] = [
-        HTTPContender(BASE, version, server),
-        HTTPContender(MIXED, version, server, interventions=names),
-    ]
-    server.pause()
     contenders: list[Contender] = []
+
+    def add(contender: Contender) -> None:
+        contenders.append(contender)
+        stack.callback(contender.close)
+
     if args.vllm_python:
-        contenders.append(start_vllm(args.vllm_python, args.vllm_preload, folder))
-        stack.callback(contenders[-1].close)
-    for gguf in args.gguf if args.llama_server else ():
-        contenders.append(start_llama(args.llama_server, gguf, folder))
-        stack.callback(contenders[-1].close)
-    contenders.append(HFContender())
-    stack.callback(contenders[-1].close)
-    return contenders + ours
+        add(start_vllm(args.vllm_python, args.vllm_preload, folder))
+    for gguf in args.gguf:
+        add(start_llama(args.llama_server, gguf, folder))
+    add(HFContender())
+    flags, version = args.server_flags.split(), str(describe()["reft-serve"])
+    for dtype in args.weight_dtypes:
+        server, names = start_ours(folder / dtype, [*flags, "--engine-weight-dtype", dtype])
+        add(HTTPContender(f"{MIXED}_{dtype}", version, server, interventions=names))
+    server, names = start_ours(folder / "ours", flags)
+    add(HTTPContender(BASE, version, server))
+    contenders.append(HTTPContender(MIXED, version, server, interventions=names))
+    return contenders
 
 
 def run_round(contenders: list[Contender], batch: int, seed: int, num_new_tokens: int) -> dict[str, float]:
@@ -115,6 +128,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="the same model as GGUF files, for llama.cpp")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="concurrent requests (1 8 32)")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each batch (default 5)")
+    parser.add_argument(
+        "--weight-dtypes",
+        nargs="+",
+        default=[],
+        help="also run our server, mixed, with smaller weights (bfloat16 int8)",
+    )
     parser.add_argument("--server-flags", default="", help="flags of our own server, in one string")
     parser.add_argument("--lock", type=Path, help="flock this file: shared to start servers, exclusive to measure")
     return parser.parse_args()
