@@ -20,6 +20,8 @@ static void touch_rows(const float *segment, size_t first, size_t last, size_t n
     for (const char *line = (const char *)(segment + first * dim); line < end; line += 64) (void)*(const volatile char *)line;
 }
 
+#define NARROW 8 /* up to this width a vector of values is multiplied, above it one of queries */
+
 #define WIDTH 4
 #define SUBLANES 4
 #include "lanes.h"
@@ -167,12 +169,17 @@ INLINE int64_t most_tiles(const struct attention_shape *shape, int64_t num_token
     return 2 * (num_spans + num_tokens * query_group(shape) / MAX_WIDTH) + 1;
 }
 
-/* The state of up to MAX_WIDTH queries, in lanes; `query` and `out` are [head_dim][width]. */
+/* The state of up to MAX_WIDTH queries, in lanes; `query` is [head_dim][width], `out` too, or [width][head_dim] where the
+   width is narrow. */
 struct lane_state {
     float *query, *out;
     float largest[MAX_WIDTH], total[MAX_WIDTH];
     int64_t positions[MAX_WIDTH];
 };
+
+INLINE int64_t out_index(int width, int64_t dim, int64_t lane, int64_t d) {
+    return width <= NARROW ? lane * dim + d : d * width + lane;
+}
 
 INLINE size_t lane_state_floats(const struct attention_shape *shape) { return 2 * MAX_WIDTH * shape->head_dim; }
 
@@ -234,7 +241,7 @@ static void write_outputs(
         int64_t query = member->first + i;
         float *to = attended + ((member->span->first_token + query / group) * shape->num_heads + kv_head * group + query % group) * dim;
         float factor = 1.0f / state->total[i];
-        for (int64_t d = 0; d < dim; d++) to[d] = state->out[d * width + i] * factor;
+        for (int64_t d = 0; d < dim; d++) to[d] = state->out[out_index(width, dim, i, d)] * factor;
     }
 }
 
@@ -255,11 +262,13 @@ static void attend_tile(
     const struct segment *shared = &member->span->shared;
 
     int lane = 0;
-    for (const struct member *m = member; m < end; lane += m++->count)
-        load_queries(shape, m, kv_head, heads, lane, wide->width, &all);
-    clear_lanes(shape, lane, wide->width, &all);
-    if (num_shared)
+    for (int i = 0; i < tile->count; i++) all.largest[i] = -INFINITY;
+    if (num_shared) {
+        for (const struct member *m = member; m < end; lane += m++->count)
+            load_queries(shape, m, kv_head, heads, lane, wide->width, &all);
+        clear_lanes(shape, lane, wide->width, &all);
         score_segment(shape, shared, layer, kv_head, tile->shared_first, tile->num_shared, 0, window, wide, &all, shared_scores);
+    }
     lane = 0;
     float *own_scores = scores;
     for (const struct member *m = member; m < end; lane += m++->count) {
@@ -273,21 +282,24 @@ static void attend_tile(
         own_scores += (m->own_last - m->own_first) * narrow->width;
     }
 
-    memset(all.total, 0, sizeof all.total);
-    memset(all.out, 0, MAX_WIDTH * dim * sizeof(float));
     if (num_shared) {
         const float *values = segment_data(shape, shared, layer, true, kv_head) + tile->shared_first * dim;
+        memset(all.total, 0, sizeof all.total);
+        memset(all.out, 0, wide->width * dim * sizeof(float));
         wide->weigh(shared_scores, values, num_shared, dim, all.largest, all.total, all.out);
     }
     lane = 0;
     own_scores = scores;
     for (const struct member *m = member; m < end; lane += m++->count) {
         const struct lane_functions *narrow = functions_for(m->count);
-        for (int i = 0; i < narrow->width; i++) {
-            bool is_used = i < m->count;
-            one.largest[i] = is_used ? all.largest[lane + i] : 0.0f;
-            one.total[i] = is_used ? all.total[lane + i] : 0.0f;
-            for (int64_t d = 0; d < dim; d++) one.out[d * narrow->width + i] = is_used ? all.out[d * wide->width + lane + i] : 0.0f;
+        memset(one.largest, 0, sizeof one.largest);
+        memset(one.total, 0, sizeof one.total);
+        memset(one.out, 0, narrow->width * dim * sizeof(float));
+        memcpy(one.largest, all.largest + lane, m->count * sizeof(float));
+        for (int i = 0; num_shared && i < m->count; i++) {
+            one.total[i] = all.total[lane + i];
+            for (int64_t d = 0; d < dim; d++)
+                one.out[out_index(narrow->width, dim, i, d)] = all.out[out_index(wide->width, dim, lane + i, d)];
         }
         const float *values = segment_data(shape, &m->span->own, layer, true, kv_head) + m->own_first * dim;
         narrow->weigh(own_scores, values, m->own_last - m->own_first, dim, one.largest, one.total, one.out);

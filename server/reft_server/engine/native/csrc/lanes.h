@@ -9,6 +9,7 @@
 #define VECTORS (WIDTH / SUBLANES)
 #define KEYS_AT_ONCE (VECTORS == 1 ? 12 : TILE_ROWS)
 #define DIMS_AT_ONCE (VECTORS == 1 || TILE_ROWS == 12 ? 8 : 4)
+#define VECTORS_AT_ONCE ((TILE_ROWS == 12 ? 16 : 8) / WIDTH)
 
 typedef float WIDE(lanes) __attribute__((vector_size(SUBLANES * 4)));
 typedef int32_t WIDE(int_lanes) __attribute__((vector_size(SUBLANES * 4)));
@@ -60,7 +61,35 @@ static void WIDE(maximum)(const float *scores, size_t num_keys, float *largest) 
     }
 }
 
-INLINE void WIDE(weigh_block)(
+#if WIDTH <= NARROW
+/* out[lane][d] += sum over j of weights[j][lane] * value[j][d], for the d of `count` vectors. */
+INLINE void WIDE(weigh_vectors)(
+    const int count, const float *weights, const float *value, size_t num_keys, size_t dim, float *out) {
+    vector sums[WIDTH][VECTORS_AT_ONCE];
+    UNROLL for (int lane = 0; lane < WIDTH; lane++)
+        UNROLL for (int v = 0; v < count; v++) sums[lane][v] = load(out + lane * dim + v * LANES);
+    for (size_t j = 0; j < num_keys; j++) {
+        vector row[VECTORS_AT_ONCE];
+        UNROLL for (int v = 0; v < count; v++) row[v] = load(value + j * dim + v * LANES);
+        UNROLL for (int lane = 0; lane < WIDTH; lane++)
+            UNROLL for (int v = 0; v < count; v++) sums[lane][v] += weights[j * WIDTH + lane] * row[v];
+    }
+    UNROLL for (int lane = 0; lane < WIDTH; lane++)
+        UNROLL for (int v = 0; v < count; v++) store(out + lane * dim + v * LANES, sums[lane][v]);
+}
+
+static void WIDE(weigh_values)(const float *weights, const float *value, size_t num_keys, size_t dim, float *out) {
+    size_t d = 0;
+    for (; d + VECTORS_AT_ONCE * LANES <= dim; d += VECTORS_AT_ONCE * LANES)
+        WIDE(weigh_vectors)(VECTORS_AT_ONCE, weights, value + d, num_keys, dim, out + d);
+    for (; d + LANES <= dim; d += LANES) WIDE(weigh_vectors)(1, weights, value + d, num_keys, dim, out + d);
+    for (; d < dim; d++)
+        for (int lane = 0; lane < WIDTH; lane++)
+            for (size_t j = 0; j < num_keys; j++) out[lane * dim + d] += weights[j * WIDTH + lane] * value[j * dim + d];
+}
+#else
+/* out[d][lane] += sum over j of weights[j][lane] * value[j][d], for `dims` of the d. */
+INLINE void WIDE(weigh_dims)(
     const int dims, const float *weights, const float *value, size_t num_keys, size_t dim, float *out) {
     WIDE(lanes) sums[8][VECTORS];
     UNROLL for (int d = 0; d < dims; d++)
@@ -75,16 +104,23 @@ INLINE void WIDE(weigh_block)(
         UNROLL for (int v = 0; v < VECTORS; v++) WIDE(store)(out + d * WIDTH + v * SUBLANES, sums[d][v]);
 }
 
+static void WIDE(weigh_values)(const float *weights, const float *value, size_t num_keys, size_t dim, float *out) {
+    size_t d = 0;
+    touch_rows(value, 0, num_keys, num_keys, dim);
+    for (; d + DIMS_AT_ONCE <= dim; d += DIMS_AT_ONCE)
+        WIDE(weigh_dims)(DIMS_AT_ONCE, weights, value + d, num_keys, dim, out + d * WIDTH);
+    for (; d < dim; d++) WIDE(weigh_dims)(1, weights, value + d, num_keys, dim, out + d * WIDTH);
+}
+#endif
+
 /* With w[j][lane] = exp(scores[j][lane] - largest[lane]), which overwrites the scores:
-   total[lane] += sum over j of w[j][lane];  out[d][lane] += sum over j of w[j][lane] * value[j][d]. */
+   total[lane] += sum over j of w[j][lane], and out += sum over j of w[j][lane] * value[j], per lane. */
 static void WIDE(weigh)(
     float *scores, const float *value, size_t num_keys, size_t dim, const float *largest, float *total, float *out) {
     enum { BLOCK = 64 }; /* keys whose values stay in the first-level cache */
     for (size_t first = 0; first < num_keys; first += BLOCK) {
-        size_t count = num_keys - first < BLOCK ? num_keys - first : BLOCK, d = 0;
-        touch_rows(value, first, first + BLOCK, num_keys, dim);
+        size_t count = num_keys - first < BLOCK ? num_keys - first : BLOCK;
         float *weights = scores + first * WIDTH;
-        const float *block = value + first * dim;
         for (int v = 0; v < WIDTH; v += SUBLANES) {
             WIDE(lanes) top = WIDE(load)(largest + v), sum = WIDE(load)(total + v);
             for (size_t j = 0; j < count; j++) {
@@ -94,9 +130,7 @@ static void WIDE(weigh)(
             }
             WIDE(store)(total + v, sum);
         }
-        for (; d + DIMS_AT_ONCE <= dim; d += DIMS_AT_ONCE)
-            WIDE(weigh_block)(DIMS_AT_ONCE, weights, block + d, count, dim, out + d * WIDTH);
-        for (; d < dim; d++) WIDE(weigh_block)(1, weights, block + d, count, dim, out + d * WIDTH);
+        WIDE(weigh_values)(weights, value + first * dim, count, dim, out);
     }
 }
 
@@ -106,5 +140,6 @@ static void WIDE(weigh)(
 #undef VECTORS
 #undef KEYS_AT_ONCE
 #undef DIMS_AT_ONCE
+#undef VECTORS_AT_ONCE
 #undef WIDTH
 #undef SUBLANES
