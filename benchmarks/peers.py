@@ -86,7 +86,8 @@ def measure(contenders: list[Contender], batch: int, rounds: int, lock: Path | N
     while len(done) < rounds:
         with machine_lock(lock, is_exclusive=True):
             started = time.monotonic()
-            run_round(contenders, batch, 1000 * batch + 500 + len(done), 4)
+            if not done:
+                run_round(contenders, batch, 1000 * batch + 500, 4)
             while len(done) < rounds and time.monotonic() - started < LOCK_S:
                 done.append(run_round(contenders, batch, 1000 * batch + len(done), NUM_NEW_TOKENS))
                 line = "  ".join(f"{name} {rate:.1f}" for name, rate in done[-1].items())
