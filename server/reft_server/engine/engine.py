@@ -17,6 +17,7 @@ from reft_server.errors import EngineDeadError, EngineOverloadedError, EngineSte
 from .batch import build_batch
 from .edit_plan import EditPlanner
 from .kv_cache import KVCache
+from .placement import Placement
 from .prefix_cache import PrefixCache
 from .sampler import SampledToken, sample
 from .scheduler import ScheduledChunk, Scheduler
@@ -311,9 +312,9 @@ class LocalEngine:
         self._prefix_cache = PrefixCache(
             layout, settings.prefix_cache_bytes, is_shared=settings.prefix_cache_scope == "shared"
         )
-        self._scheduler = Scheduler(
-            settings,
+        placement = Placement(
             self._kv_cache,
             self._prefix_cache if settings.prefix_cache_scope != "off" else None,
             shares_prefixes=self._model.supports_shared_prefixes,
         )
+        self._scheduler = Scheduler(settings, placement)

@@ -7,16 +7,12 @@ from dataclasses import dataclass, field
 
 from reft_server.errors import EngineOverloadedError, ReftError, RequestTimeoutError
 
-from .kv_cache import KVCache
-from .prefix_cache import PrefixCache, PrefixMatch
+from .placement import Placement
 from .sequence import Sequence
 from .settings import EngineSettings
-from .shared_prefixes import SharedPrefixes
 from .waiting import WaitingQueue
 
-_DECODE_HEADROOM = 64  # tokens reserved past the known ones at admission; more is allocated as it is needed
 _DECODE_COST = 2.0  # virtual tokens that a generated token counts for; a prompt token counts for 1
-_WORTH_WAITING = 64  # prompt tokens: for as many, a request waits until another has computed them
 _EXCLUSIVE_PREFILL = 128  # prompt tokens of one tenant in a step, after which other tenants' prompts wait
 _YIELDING_PREFILL = 64  # prompt tokens in a step of a tenant that was served more than another one
 _HOLD_STEPS = 64  # after a preemption for want of KV nobody is admitted until a sequence ends, or for so many steps
@@ -71,24 +67,11 @@ class Scheduler:
     * A sequence gets KV room for what is known of it and a little more, and grows. Where there is no room, the one
       that comes last in order gives its slot up and is computed again later, from cached blocks where it can.
     * The running sequence that is first in order is never preempted by growth, so there is always progress.
-
-    Args:
-        prefix_cache: None = no reuse.
-        shares_prefixes: the model attends to shared prefixes in place.
     """
 
-    def __init__(
-        self,
-        settings: EngineSettings,
-        kv_cache: KVCache,
-        prefix_cache: PrefixCache | None = None,
-        *,
-        shares_prefixes: bool = False,
-    ) -> None:
+    def __init__(self, settings: EngineSettings, placement: Placement) -> None:
         self._settings = settings
-        self._kv_cache = kv_cache
-        self._prefix_cache = prefix_cache
-        self._shared = SharedPrefixes(kv_cache, prefix_cache) if shares_prefixes and prefix_cache is not None else None
+        self._placement = placement
         self._num_held_steps = 0
         self._has_paused = False
         self.waiting = WaitingQueue()
@@ -111,10 +94,9 @@ class Scheduler:
 
     def computed(self, chunk: ScheduledChunk) -> None:
         """A chunk's K and V are in the cache: its prompt blocks can be reused from now on."""
-        sequence = chunk.sequence
-        sequence.num_computed_tokens += chunk.num_tokens
-        if self._prefix_cache is not None and chunk.start < sequence.prompt_length:
-            self._prefix_cache.extend(sequence, min(sequence.num_computed_tokens, sequence.prompt_length))
+        chunk.sequence.num_computed_tokens += chunk.num_tokens
+        if chunk.start < chunk.sequence.prompt_length:
+            self._placement.keep_prompt(chunk.sequence)
 
     def finish(self, sequence: Sequence, *, is_sound: bool = True) -> None:
         """Forget a sequence, waiting or running, and free its KV.
@@ -125,9 +107,8 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
             self._num_held_steps = 0
-        self._has_paused = False
         self.waiting.leave(sequence)
-        self._release(sequence, is_sound=is_sound, with_tail=True)
+        self._placement.release(sequence, is_sound=is_sound, with_tail=True)
 
     def overdue(self) -> list[tuple[Sequence, ReftError]]:
         """Sequences past their deadline, or that never ran and have waited longer than the queue-time limit."""
@@ -168,7 +149,8 @@ class Scheduler:
         return sequence
 
     def _is_greedy(self, tenant: str) -> bool:
-        return self.waiting.num_running[tenant] * self.waiting.num_active_tenants > len(self.running)
+        """Whether a tenant has more than its share of all places."""
+        return self.waiting.num_running[tenant] * self.waiting.num_active_tenants > self._settings.max_num_seqs
 
     def _decode(self, step: _Step, newcomer: Sequence | None) -> None:
         decoding = (one for one in self.running if one.num_pending_tokens == 1 and one is not newcomer)
@@ -211,13 +193,11 @@ class Scheduler:
             step.num_prefill_tokens += num_tokens
         self.waiting.charge(tenant, num_tokens if is_prefill else _DECODE_COST)
 
-    # --- admission
-
     def _admit(self, sequence: Sequence, step: _Step) -> bool:
         """Let a waiting sequence run; False when there is no place or no room for it."""
         if len(self.running) >= self._settings.max_num_seqs and not self._take_place_for(sequence, step):
             return False
-        while not self._place(sequence):
+        while not self._placement.place(sequence):
             if not self._take_place_for(sequence, step):
                 return False
         sequence.has_run = True
@@ -227,60 +207,10 @@ class Scheduler:
 
     def _waits_for_another(self, sequence: Sequence) -> bool:
         """Whether a running sequence is about to compute a good part of this one's prompt."""
-        if self._prefix_cache is None:
-            return False
         leader, num_tokens = sequence.waits_for or (None, 0)
         if leader is None or leader not in self.running or leader.num_computed_tokens >= num_tokens:
-            leader, num_tokens = self._leader(sequence)
-            sequence.waits_for = None if leader is None else (leader, num_tokens)
-        return leader is not None
-
-    def _leader(self, sequence: Sequence) -> tuple[Sequence | None, int]:
-        assert self._prefix_cache is not None  # checked by the caller
-        best: Sequence | None = None
-        best_tokens = 0
-        for other in self.running:
-            if other.num_computed_tokens < other.prompt_length and other.cached_block is not None:
-                num_tokens = self._prefix_cache.num_common_tokens(sequence, other)
-                if num_tokens > max(best_tokens, other.num_computed_tokens):
-                    best, best_tokens = other, num_tokens
-        if best is None or best_tokens - self._prefix_cache.match(sequence).num_tokens < _WORTH_WAITING:
-            return None, 0
-        return best, best_tokens
-
-    def _place(self, sequence: Sequence) -> bool:
-        """Give a sequence its KV, with what is cached of its tokens; False when there is no room."""
-        num_tokens = min(sequence.max_num_tokens, len(sequence.token_ids) + _DECODE_HEADROOM)
-        cache = self._prefix_cache
-        if cache is None:
-            sequence.slot = self._kv_cache.allocate(num_tokens)
-            return sequence.slot is not None
-        match = cache.match(sequence)
-        if self._shared is not None:
-            sequence.shared_prefix = self._shared.acquire(match)
-        sequence.slot = self._kv_cache.allocate(num_tokens - sequence.num_shared_tokens)
-        if sequence.slot is None and not self._drop_shared_and_retry(sequence, num_tokens):
-            return False
-        self._start_from(cache, match, sequence)
-        return True
-
-    def _drop_shared_and_retry(self, sequence: Sequence, num_tokens: int) -> bool:
-        """A prefix of its own may be what takes the room."""
-        if sequence.shared_prefix is None or self._shared is None:
-            return False
-        self._shared.release(sequence.shared_prefix)
-        sequence.shared_prefix = None
-        sequence.slot = self._kv_cache.allocate(num_tokens)
-        return sequence.slot is not None
-
-    @staticmethod
-    def _start_from(cache: PrefixCache, match: PrefixMatch, sequence: Sequence) -> None:
-        assert sequence.slot is not None  # just allocated
-        cache.start(sequence, match)
-        cache.load(match, sequence.slot, first=sequence.num_shared_tokens)
-        sequence.num_computed_tokens = match.num_tokens
-        if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = match.num_tokens
+            sequence.waits_for = self._placement.leader(sequence, self.running)
+        return sequence.waits_for is not None
 
     def _take_place_for(self, sequence: Sequence, step: _Step) -> bool:
         """Preempt the last sequence of a tenant above its share, for one whose tenant stays within its own."""
@@ -293,19 +223,9 @@ class Scheduler:
         self._preempt(max((one for one in self.running if one.request.tenant == greediest), key=_order), step)
         return True
 
-    # --- room
-
     def _ensure_room(self, sequence: Sequence, step: _Step) -> bool:
-        """Make the slot large enough for every known token, preempting later sequences; False if preempted itself."""
-        assert sequence.slot is not None  # running sequences have one
-        num_shared = sequence.num_shared_tokens
-        num_tokens = len(sequence.token_ids) - num_shared
-        while sequence.slot.capacity < num_tokens:
-            reserve = min(sequence.max_num_tokens - num_shared, num_tokens + _DECODE_HEADROOM)
-            larger = self._kv_cache.grow(sequence.slot, reserve, sequence.num_computed_tokens - num_shared)
-            if larger is not None:
-                sequence.slot = larger
-                return True
+        """Make room for every known token, preempting later sequences; False if preempted itself."""
+        while not self._placement.grow(sequence):
             victim = max(self.running, key=_order)
             self._num_held_steps = _HOLD_STEPS
             self._preempt(victim, step)
@@ -317,21 +237,8 @@ class Scheduler:
         self.num_preemptions += 1
         step.drop(sequence)
         self.running.remove(sequence)
-        self._release(sequence)
+        self._placement.release(sequence)
         self.waiting.take_back(sequence)
-
-    def _release(self, sequence: Sequence, *, is_sound: bool = True, with_tail: bool = False) -> None:
-        if self._prefix_cache is not None:
-            if is_sound:
-                self._prefix_cache.extend(sequence, sequence.num_computed_tokens, with_tail=with_tail)
-            self._prefix_cache.release(sequence)
-        if sequence.slot is not None:
-            self._kv_cache.free(sequence.slot, scrub=not is_sound)
-            sequence.slot = None
-        if sequence.shared_prefix is not None and self._shared is not None:
-            self._shared.release(sequence.shared_prefix)
-            sequence.shared_prefix = None
-        sequence.num_computed_tokens = 0
 
 
 def _order(sequence: Sequence) -> tuple[float, int]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from reft_server.engine.kv_cache import KVCache, KVLayout
+from reft_server.engine.placement import Placement
 from reft_server.engine.prefix_cache import PrefixCache
 from reft_server.engine.scheduler import ScheduledChunk, Scheduler
 from reft_server.engine.sequence import BLOCK_SIZE, Sequence
@@ -26,7 +27,7 @@ def make(*, kv_tokens: int = 100_000, prefix_tokens: int = 0, **settings: Any) -
     options = EngineSettings(**settings)
     cache = KVCache(LAYOUT, budget_bytes=kv_tokens * PER_TOKEN, max_rows=options.max_num_seqs, max_tokens=4096)
     prefix_cache = PrefixCache(LAYOUT, prefix_tokens * PER_TOKEN) if prefix_tokens else None
-    return Scheduler(options, cache, prefix_cache)
+    return Scheduler(options, Placement(cache, prefix_cache))
 
 
 def request(num_tokens: int = 8, tenant: str = "", max_tokens: int = 4, first: int = 1, **fields: Any) -> Sequence:
@@ -210,13 +211,13 @@ def test_growth_preempts_the_last_and_the_first_always_goes_on() -> None:
 
     def note(_: int) -> None:
         progress.append(sequences[0].num_generated_tokens)
-        assert scheduler._kv_cache.num_bytes <= 400 * PER_TOKEN
+        assert scheduler._placement._kv_cache.num_bytes <= 400 * PER_TOKEN
 
     run(scheduler, sequences, note)
     assert progress[:149] == list(range(2, 151)) or progress[0] == 1
     assert scheduler.num_preemptions > 0
     assert scheduler.num_preemptions <= 3 * 4, "preempted again and again: the cache thrashes"
-    assert scheduler._kv_cache.usage == 0
+    assert scheduler._placement._kv_cache.usage == 0
 
 
 def test_preempted_sequence_resumes_from_its_cached_blocks() -> None:
