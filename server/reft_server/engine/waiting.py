@@ -29,6 +29,8 @@ class WaitingQueue:
         self._by_tenant: dict[str, list[Sequence]] = {}
         self._service: dict[str, float] = {}
         self._num_active: Counter[str] = Counter()
+        self._entries: dict[str, int] = {}
+        self._num_entries = 0
         self._num_running: Counter[str] = Counter()
         self._left_at: dict[str, float] = {}
         self._length = 0
@@ -60,6 +62,8 @@ class WaitingQueue:
         if not self._num_active[tenant]:
             active = [self._service[name] for name, count in self._num_active.items() if count]
             self._service[tenant] = max(self._service.get(tenant, 0.0), min(active, default=0.0))
+            self._num_entries += 1
+            self._entries[tenant] = self._num_entries
         self._num_active[tenant] += 1
         self._insert(sequence)
 
@@ -80,7 +84,7 @@ class WaitingQueue:
             self._num_running[tenant] -= 1
         self._num_active[tenant] -= 1
         if not self._num_active[tenant]:
-            del self._num_active[tenant], self._num_running[tenant]
+            del self._num_active[tenant], self._num_running[tenant], self._entries[tenant]
             self._left_at[tenant] = time.monotonic()
             if len(self._service) > _MAX_IDLE_TENANTS + len(self._num_active):
                 self._service = {name: self._service[name] for name in self._num_active}
@@ -90,11 +94,12 @@ class WaitingQueue:
         heads = [next((one for one in sequences if one not in skipped), None) for sequences in self._by_tenant.values()]
         return min((one for one in heads if one is not None), key=self.rank, default=None)
 
-    def rank(self, sequence: Sequence) -> tuple[bool, float, tuple[float, int]]:
-        """What prompts are ordered by, waiting and running ones alike."""
+    def rank(self, sequence: Sequence) -> tuple[bool, float, int, tuple[float, int]]:
+        """What prompts are ordered by, waiting and running ones alike: the tenant first, then its own order."""
         tenant = sequence.request.tenant
-        is_starved = not self._num_running[tenant] and sequence.order[0] < time.monotonic() - _STARVED_S
-        return not is_starved, 0.0 if is_starved else self._service[tenant], sequence.order
+        is_starved = not self._num_running[tenant] and sequence.arrival_time_s < time.monotonic() - _STARVED_S
+        standing = sequence.arrival_time_s if is_starved else self._service[tenant]
+        return not is_starved, standing, self._entries[tenant], sequence.order
 
     def is_heavier_than_another(self, tenant: str) -> bool:
         """Whether another tenant, active or expected back, was served less."""

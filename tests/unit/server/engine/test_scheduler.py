@@ -168,6 +168,17 @@ def test_priority_orders_one_tenant_requests() -> None:
     assert order == [high, running, normal, low]
 
 
+def test_priority_buys_nothing_from_another_tenant() -> None:
+    scheduler = make(max_num_seqs=1)
+    for one in (request(tenant="modest", max_tokens=50), request(tenant="modest"), request(tenant="modest")):
+        scheduler.add(one)
+    step(scheduler)
+    scheduler.add(request(tenant="loud", priority=-1000))
+    first = scheduler.waiting.first()
+    assert first is not None
+    assert first.request.tenant == "modest", "equally served, and there before"
+
+
 def test_low_priority_does_not_starve(monkeypatch: pytest.MonkeyPatch) -> None:
     """A level is worth ten seconds of waiting: under endless urgent traffic the low one still gets its turn."""
     now = [0.0]
