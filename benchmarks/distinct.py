@@ -21,57 +21,67 @@ from benchmarks.machine import describe, machine_lock, median
 from benchmarks.server_process import running_server, upload_random_sets
 from benchmarks.streaming import completion_body, random_prompts, stream_all
 
+PREFIXES = {"f3+l3": "prompt", "all": "all"}
+"""Positions, and how the names of the sets with them begin."""
+BASE = ("base", 0)
+
 
 @dataclass(frozen=True)
 class Series:
-    """Jobs of equal size, one for each number of distinct sets; 0 is the base."""
+    """Jobs of equal size: the base, and positions with a number of distinct sets."""
 
-    positions: str
-    num_distinct: tuple[int, ...]
     num_requests: int
     num_prompt_tokens: int
     num_new_tokens: int
+    mixes: tuple[tuple[str, int], ...]
 
 
-PROMPT_ONLY, ALL = "f3+l3", "all"
 SERIES = (
-    Series(PROMPT_ONLY, (0, 1, 8, 64), num_requests=64, num_prompt_tokens=64, num_new_tokens=64),
-    Series(ALL, (0, 1, 8, 64), num_requests=64, num_prompt_tokens=64, num_new_tokens=64),
-    Series(PROMPT_ONLY, (0, 512), num_requests=512, num_prompt_tokens=32, num_new_tokens=16),
+    Series(64, 64, 64, (("f3+l3", 1), ("f3+l3", 8), ("f3+l3", 64), ("all", 1), ("all", 8), ("all", 64))),
+    # So many sequences at once fit into memory and time only when they are short; more of their tokens are edited.
+    Series(512, 32, 16, (("f3+l3", 512),)),
 )
-"""512 sequences fit into memory and time with short requests only; the share of edited tokens is larger there."""
 
 
-def measure(url: str, names: dict[str, list[str]], series: Series, rounds: int, lock: Path | None) -> dict[str, Any]:
+def measure(url: str, series: Series, rounds: int, lock: Path | None) -> dict[str, Any]:
     """Paired rounds of one series."""
-    seconds: dict[int, list[float]] = {k: [] for k in series.num_distinct}
+    jobs = (BASE, *series.mixes)
+    seconds: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
     num_output = series.num_requests * series.num_new_tokens
-    for index in range(rounds + 1):  # the first round warms up
-        order = series.num_distinct if index % 2 else series.num_distinct[::-1]
+    for index in range(rounds + 1):
+        is_warm_up = index == 0
         with machine_lock(lock, is_exclusive=True):
-            for k in order:
-                taken = job_s(url, series, names[series.positions][:k], seed=1000 * index + k)
-                print(f"round {index} {series.positions} K={k}: {num_output / taken:.1f} tok/s", flush=True)
-                if index:
-                    seconds[k].append(taken)
+            for turn, job in enumerate(jobs[-1:] if is_warm_up else jobs[:: 1 if index % 2 else -1]):
+                taken = job_s(url, series, *job, seed=1000 * index + turn)
+                print(f"round {index} {job[0]} K={job[1]}: {num_output / taken:.1f} tok/s", flush=True)
+                if not is_warm_up:
+                    seconds[job].append(taken)
     return {
-        "positions": series.positions,
         "num_requests": series.num_requests,
         "num_prompt_tokens": series.num_prompt_tokens,
         "num_new_tokens": series.num_new_tokens,
-        "base_tokens_per_s": round(median([num_output / taken for taken in seconds[0]]), 1),
-        "over_base": {str(k): ratios(seconds[0], taken) for k, taken in seconds.items() if k},
+        "base_tokens_per_s": round(median([num_output / taken for taken in seconds[BASE]]), 1),
+        "over_base": [
+            {"positions": job[0], "num_distinct": job[1], **ratios(seconds[BASE], seconds[job])} for job in series.mixes
+        ],
     }
 
 
-def job_s(url: str, series: Series, names: list[str], seed: int) -> float:
+def job_s(url: str, series: Series, positions: str, num_distinct: int, seed: int) -> float:
     """Seconds of all requests at once, the n-th under the n-th of the sets."""
-    prompts = random_prompts(seed, series.num_requests, series.num_prompt_tokens)
-    bodies = [
-        completion_body(prompt, series.num_new_tokens, intervention=names[i % len(names)] if names else None)
-        for i, prompt in enumerate(prompts)
-    ]
+    bodies = []
+    for index, prompt in enumerate(random_prompts(seed, series.num_requests, series.num_prompt_tokens)):
+        name = f"{PREFIXES[positions]}-{index % num_distinct}" if num_distinct else None
+        bodies.append(completion_body(prompt, series.num_new_tokens, intervention=name))
     return asyncio.run(stream_all(url, bodies))[0]
+
+
+def upload_sets(url: str, folder: Path) -> None:
+    """As many sets of each kind as some job mixes."""
+    mixes = [mix for series in SERIES for mix in series.mixes]
+    for positions, prefix in PREFIXES.items():
+        num_sets = max(k for kind, k in mixes if kind == positions)
+        asyncio.run(upload_random_sets(url, folder, num_sets, positions=positions, prefix=prefix))
 
 
 def main() -> None:
@@ -82,19 +92,14 @@ def main() -> None:
     args = parser.parse_args()
     flags = ("--engine-max-num-seqs", "512", "--engine-max-queue-len", "512", "--log-level", "warning")
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder) / "store", *flags) as url:
-        names: dict[str, list[str]] = {}
-        for positions in (PROMPT_ONLY, ALL):
-            num_sets = max(max(series.num_distinct) for series in SERIES if series.positions == positions)
-            prefix = "all" if positions == ALL else "prompt"
-            upload = upload_random_sets(url, Path(folder), num_sets, positions=positions, prefix=prefix)
-            with machine_lock(args.lock, is_exclusive=False):
-                names[positions] = asyncio.run(upload)
+        with machine_lock(args.lock, is_exclusive=False):
+            upload_sets(url, Path(folder))
         result = {
             "benchmark": "distinct",
             "machine": describe(),
             "job": {"model": "SmolLM2-135M-Instruct", "dtype": "float32", "sets": "LoReFT r4, five layers"},
             "rounds": args.rounds,
-            "series": [measure(url, names, series, args.rounds, args.lock) for series in SERIES],
+            "series": [measure(url, series, args.rounds, args.lock) for series in SERIES],
         }
     write_result("distinct", result)
     write_plot(result)

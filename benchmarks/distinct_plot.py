@@ -20,8 +20,13 @@ _SHIFTS = {"f3+l3": -4, "all": 4}  # so that bars don't hide each other
 
 
 def write_plot(result: dict[str, Any]) -> None:
-    """Draw the medians as points, the range over the rounds as bars."""
-    PLOT.write_text("\n".join(_elements(result)) + "\n", encoding="utf-8")
+    """Keep the plot under `docs/`."""
+    PLOT.write_text(draw(result), encoding="utf-8")
+
+
+def draw(result: dict[str, Any]) -> str:
+    """An SVG document: medians as points, the range over the rounds as bars."""
+    return "\n".join(_elements(result)) + "\n"
 
 
 def _elements(result: dict[str, Any]) -> Iterator[str]:
@@ -50,10 +55,9 @@ def _elements(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _curve(result: dict[str, Any], positions: str) -> Iterator[str]:
-    points = {0: {"median": 1.0, "min": 1.0, "max": 1.0}}
+    points: dict[int, dict[str, float]] = {0: {"median": 1.0, "min": 1.0, "max": 1.0}}
     for series in result["series"]:
-        if series["positions"] == positions:
-            points |= {int(k): ratio for k, ratio in series["over_base"].items()}
+        points |= {r["num_distinct"]: r for r in series["over_base"] if r["positions"] == positions}
     colour, shift = _COLOURS[positions], _SHIFTS[positions]
     path = " ".join(f"{_x(k) + shift},{_y(points[k]['median'])}" for k in sorted(points))
     yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
