@@ -8,16 +8,15 @@
 #ifndef REFT_ATTENTION_H
 #define REFT_ATTENTION_H
 
-#include <stdbool.h>
-#include <stdlib.h>
-
+#include "tiles.h"
 #include "vectors.h"
 
 /* Read rows [first, last) of a segment of `num_rows`, so that they are in the cache when they are needed. In the order
    of their addresses the processor streams them; in the order of the products, several rows at once, it does not. */
 static void touch_rows(const float *segment, size_t first, size_t last, size_t num_rows, size_t dim) {
     const char *end = (const char *)(segment + (last < num_rows ? last : num_rows) * dim);
-    for (const char *line = (const char *)(segment + first * dim); line < end; line += 64) (void)*(const volatile char *)line;
+    for (const char *line = (const char *)(segment + first * dim); line < end; line += 64)
+        (void)*(const volatile char *)line;
 }
 
 #define NARROW 8 /* up to this width a vector of values is multiplied, above it one of queries */
@@ -43,9 +42,6 @@ static void touch_rows(const float *segment, size_t first, size_t last, size_t n
 #define WIDTH 32
 #define SUBLANES LANES
 #include "lanes.h"
-#define MAX_WIDTH 32
-#else
-#define MAX_WIDTH 16
 #endif
 
 struct lane_functions {
@@ -71,106 +67,8 @@ INLINE const struct lane_functions *functions_for(int64_t num_queries) {
     return functions;
 }
 
-struct attention_shape {
-    int64_t num_heads, num_kv_heads, head_dim;
-    float scale;
-};
-
-/* A row of a slab. `layers` holds the addresses of the slab's K and V, layer by layer: K0, V0, K1, V1, ... */
-struct segment {
-    float *const *layers;
-    int64_t row, capacity;
-};
-
-/* Consecutive positions of one sequence in this step. Positions below `num_shared` live in `shared`, the others in
-   `own` at position - num_shared. */
-struct span {
-    int64_t first_token, num_tokens, first_position;
-    struct segment own, shared;
-    int64_t num_shared;
-};
-
-INLINE float *segment_data(
-    const struct attention_shape *shape, const struct segment *segment, int64_t layer, bool is_value, int64_t kv_head) {
-    int64_t row = segment->row * shape->num_kv_heads + kv_head;
-    return segment->layers[2 * layer + is_value] + row * segment->capacity * shape->head_dim;
-}
-
-/* Queries [first, first + count) of a span, counted token by token and, within a token, over the heads of a group.
-   They see own keys [own_first, own_last). */
-struct member {
-    const struct span *span;
-    int64_t first, count, own_first, own_last;
-};
-
-/* Members that are computed together, `count` queries; they see keys [shared_first, num_shared) of one prefix. */
-struct tile {
-    int64_t first_member, num_members, count, shared_first, num_shared;
-    int64_t num_scores; /* floats of all members' scores, the shared ones too */
-};
-
-INLINE int64_t query_group(const struct attention_shape *shape) { return shape->num_heads / shape->num_kv_heads; }
-
-INLINE int64_t query_position(const struct attention_shape *shape, const struct member *member, int64_t query) {
-    return member->span->first_position + (member->first + query) / query_group(shape);
-}
-
-INLINE bool is_same_segment(const struct segment *a, const struct segment *b) {
-    return a->layers == b->layers && a->row == b->row;
-}
-
-static struct member make_member(
-    const struct attention_shape *shape, const struct span *span, int64_t first, int64_t count, int64_t window) {
-    struct member member = {span, first, count, 0, 0};
-    member.own_last = query_position(shape, &member, count - 1) + 1 - span->num_shared;
-    int64_t oldest = query_position(shape, &member, 0) - window + 1 - span->num_shared;
-    if (window && oldest > 0) member.own_first = oldest;
-    return member;
-}
-
-/* Whether a span's queries can be added to a tile: a tile holds one span, or several that share a prefix. */
-static bool can_join(const struct tile *tile, const struct member *members, const struct span *span) {
-    const struct span *other = members[tile->first_member].span;
-    return span->num_shared && tile->count < MAX_WIDTH && other->num_shared == span->num_shared &&
-           is_same_segment(&other->shared, &span->shared);
-}
-
-/* Cut a step's queries into tiles; returns how many. `tiles` and `members` have room for `most_tiles`. */
-static int64_t make_tiles(
-    const struct attention_shape *shape, const struct span *spans, int64_t num_spans, int64_t window,
-    struct tile *tiles, struct member *members) {
-    int64_t num_tiles = 0, num_members = 0;
-    for (const struct span *span = spans; span < spans + num_spans; span++) {
-        int64_t first = 0, num_queries = span->num_tokens * query_group(shape);
-        while (first < num_queries) {
-            if (!num_tiles || !can_join(&tiles[num_tiles - 1], members, span))
-                tiles[num_tiles++] = (struct tile){.first_member = num_members, .num_shared = span->num_shared,
-                                                   .shared_first = span->num_shared};
-            struct tile *tile = &tiles[num_tiles - 1];
-            int64_t room = MAX_WIDTH - tile->count, left = num_queries - first;
-            struct member *member = &members[num_members++];
-            *member = make_member(shape, span, first, left < room ? left : room, window);
-            int64_t oldest = window ? query_position(shape, member, 0) - window + 1 : 0;
-            if (oldest < 0) oldest = 0;
-            if (oldest < tile->shared_first) tile->shared_first = oldest;
-            tile->num_members++;
-            tile->count += member->count;
-            tile->num_scores += (member->own_last - member->own_first) * functions_for(member->count)->width;
-            first += member->count;
-        }
-    }
-    for (struct tile *tile = tiles; tile < tiles + num_tiles; tile++)
-        tile->num_scores += (tile->num_shared - tile->shared_first) * functions_for(tile->count)->width;
-    return num_tiles;
-}
-
-/* Tiles that a step can have at most, and members: every span may start one, and every full tile is one. */
-INLINE int64_t most_tiles(const struct attention_shape *shape, int64_t num_tokens, int64_t num_spans) {
-    return 2 * (num_spans + num_tokens * query_group(shape) / MAX_WIDTH) + 1;
-}
-
-/* The state of up to MAX_WIDTH queries, in lanes; `query` is [head_dim][width], `out` too, or [width][head_dim] where the
-   width is narrow. */
+/* The state of up to MAX_WIDTH queries, in lanes; `query` is [head_dim][width], `out` too, or [width][head_dim] where
+   the width is narrow. */
 struct lane_state {
     float *query, *out;
     float largest[MAX_WIDTH], total[MAX_WIDTH];
@@ -190,7 +88,8 @@ static void load_queries(
     int64_t row = (shape->num_heads + 2 * shape->num_kv_heads) * dim;
     for (int64_t i = 0; i < member->count; i++) {
         int64_t query = member->first + i;
-        const float *from = heads + (member->span->first_token + query / group) * row + (kv_head * group + query % group) * dim;
+        int64_t head = kv_head * group + query % group;
+        const float *from = heads + (member->span->first_token + query / group) * row + head * dim;
         for (int64_t d = 0; d < dim; d++) state->query[d * width + lane + i] = from[d] * shape->scale;
         state->positions[lane + i] = query_position(shape, member, i);
         state->largest[lane + i] = -INFINITY;
@@ -239,7 +138,8 @@ static void write_outputs(
     int64_t group = query_group(shape), dim = shape->head_dim;
     for (int64_t i = 0; i < member->count; i++) {
         int64_t query = member->first + i;
-        float *to = attended + ((member->span->first_token + query / group) * shape->num_heads + kv_head * group + query % group) * dim;
+        int64_t head = kv_head * group + query % group;
+        float *to = attended + ((member->span->first_token + query / group) * shape->num_heads + head) * dim;
         float factor = 1.0f / state->total[i];
         for (int64_t d = 0; d < dim; d++) to[d] = state->out[out_index(width, dim, i, d)] * factor;
     }
@@ -247,8 +147,8 @@ static void write_outputs(
 
 /* One tile, one KV head.
 
-   Args: `heads` [num_tokens][num_heads + 2 * num_kv_heads][head_dim], rotated; `attended` [num_tokens][num_heads][head_dim];
-   `scratch` has 2 * lane_state_floats + tile->num_scores floats. */
+   Args: `heads` [num_tokens][num_heads + 2 * num_kv_heads][head_dim], rotated; `attended`
+   [num_tokens][num_heads][head_dim]; `scratch` has 2 * lane_state_floats + tile->num_scores floats. */
 static void attend_tile(
     const struct attention_shape *shape, const struct tile *tile, const struct member *members, int64_t layer,
     int64_t kv_head, int64_t window, const float *heads, float *attended, float *scratch) {
@@ -267,7 +167,8 @@ static void attend_tile(
         for (const struct member *m = member; m < end; lane += m++->count)
             load_queries(shape, m, kv_head, heads, lane, wide->width, &all);
         clear_lanes(shape, lane, wide->width, &all);
-        score_segment(shape, shared, layer, kv_head, tile->shared_first, tile->num_shared, 0, window, wide, &all, shared_scores);
+        score_segment(
+            shape, shared, layer, kv_head, tile->shared_first, tile->num_shared, 0, window, wide, &all, shared_scores);
     }
     lane = 0;
     float *own_scores = scores;
@@ -277,7 +178,8 @@ static void attend_tile(
         clear_lanes(shape, m->count, narrow->width, &one);
         memcpy(one.largest, all.largest + lane, m->count * sizeof(float));
         score_segment(
-            shape, &m->span->own, layer, kv_head, m->own_first, m->own_last, m->span->num_shared, window, narrow, &one, own_scores);
+            shape, &m->span->own, layer, kv_head, m->own_first, m->own_last, m->span->num_shared, window, narrow, &one,
+            own_scores);
         memcpy(all.largest + lane, one.largest, m->count * sizeof(float));
         own_scores += (m->own_last - m->own_first) * narrow->width;
     }

@@ -11,209 +11,19 @@
      5 + 5 l        hidden += branch
      1 + 5 layers   logits = head(norm(hidden)), of the sampled rows */
 
-#include "attention.h"
-#include "product.h"
-#include "threads.h"
+#include "stages.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { EMBED = 1, ADD = 2, NORM = 4 };
-enum { STAGES_PER_LAYER = 5, MOST_PHASES_PER_LAYER = 8, ROWS_PER_TASK = 8 };
-
-struct layer {
-    const float *input_norm, *query_norm, *key_norm, *mlp_norm; /* query_norm and key_norm may be NULL */
-    struct linear qkv, attention_output, gate_up, down;
-    int64_t sliding_window; /* 0 = none */
-};
-
-struct config {
-    int64_t num_layers, hidden_size, intermediate_size;
-    struct attention_shape attention;
-    float epsilon;
-    const float *embedding;    /* [vocab_size][hidden_size], or NULL: the head's weights */
-    const float *cosine, *sine; /* [positions][head_dim / 2] */
-    const float *final_norm;
-    struct linear head;
-    const struct layer *layers;
-};
-
-/* One step. Tensors are row-major; `heads` is the fused q, k and v. */
-struct step {
-    int64_t num_tokens, num_spans, num_sampled;
-    const int64_t *token_ids, *sampled_rows;
-    const struct span *spans;
-    float *hidden, *inputs, *branch; /* [num_tokens][hidden_size] */
-    float *heads;                    /* [num_tokens][num_heads + 2 * num_kv_heads][head_dim] */
-    float *attended;                 /* [num_tokens][num_heads][head_dim] */
-    float *gated;                    /* [num_tokens][intermediate_size] */
-    float *logits;                   /* [num_sampled][vocab_size] */
-};
-
-struct model {
-    struct config config;
-    struct pool pool;
-    struct phase *program;
-    const struct step *step;
-    const struct span **row_spans; /* [num_tokens] */
-    int64_t rows_capacity;
-    struct tiling {
-        int64_t window, num_tiles;
-        struct tile *tiles;
-        struct member *members;
-        int64_t capacity;
-    } tilings[2]; /* layers with a sliding window, and layers without */
-    float **scratch; /* one for each thread */
-    size_t scratch_floats;
-};
-
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-INLINE int64_t qkv_size(const struct attention_shape *shape) {
-    return (shape->num_heads + 2 * shape->num_kv_heads) * shape->head_dim;
-}
-
-/* out = x / sqrt(mean(x^2) + epsilon) * weight. `out` may be `x`. */
-static void rms_norm(const float *x, const float *weight, int64_t size, float epsilon, float *out) {
-    vector squares = {0};
-    float sum = 0.0f;
-    int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) squares += load(x + i) * load(x + i);
-    for (; i < size; i++) sum += x[i] * x[i];
-    for (int lane = 0; lane < LANES; lane++) sum += squares[lane];
-    float factor = 1.0f / sqrtf(sum / (float)size + epsilon);
-    for (i = 0; i < size; i++) out[i] = x[i] * factor * weight[i];
-}
-
-/* (a, b) -> (a cos - b sin, b cos + a sin), for the halves a and b of a head. */
-static void rotate(const float *cosine, const float *sine, int64_t half, float *head) {
-    for (int64_t i = 0; i < half; i++) {
-        float a = head[i], b = head[i + half];
-        head[i] = a * cosine[i] - b * sine[i];
-        head[i + half] = b * cosine[i] + a * sine[i];
-    }
-}
-
-static void embed(const struct config *config, int64_t token, float *out) {
-    if (config->embedding) {
-        memcpy(out, config->embedding + token * config->hidden_size, config->hidden_size * sizeof *out);
-        return;
-    }
-    const struct linear *head = &config->head;
-    size_t first = (size_t)(token / PANEL_COLUMNS) * head->inputs * PANEL_COLUMNS + token % PANEL_COLUMNS;
-    for (int64_t i = 0; i < config->hidden_size; i++) {
-        size_t index = first + i * PANEL_COLUMNS;
-        if (head->weight_type == FLOAT32) {
-            out[i] = ((const float *)head->panels)[index];
-        } else if (head->weight_type == BFLOAT16) {
-            uint32_t bits = (uint32_t)((const uint16_t *)head->panels)[index] << 16;
-            memcpy(out + i, &bits, sizeof bits);
-        } else {
-            out[i] = ((const int8_t *)head->panels)[index] * head->scale[token];
-        }
-    }
-}
-
-/* Flags say what: embed, add the branch, norm with the weight in `argument`. */
-static void rows_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
-    (void)thread;
-    const struct model *model = context;
-    const struct step *step = model->step;
-    int64_t size = model->config.hidden_size, last = smaller((task + 1) * ROWS_PER_TASK, step->num_tokens);
-    for (int64_t row = task * ROWS_PER_TASK; row < last; row++) {
-        float *hidden = step->hidden + row * size;
-        if (phase->flags & EMBED) embed(&model->config, step->token_ids[row], hidden);
-        if (phase->flags & ADD)
-            for (int64_t i = 0; i < size; i++) hidden[i] += step->branch[row * size + i];
-        if (phase->flags & NORM)
-            rms_norm(hidden, phase->argument, size, model->config.epsilon, step->inputs + row * size);
-    }
-}
-
-static void sampled_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
-    (void)thread;
-    const struct model *model = context;
-    const struct step *step = model->step;
-    int64_t size = model->config.hidden_size;
-    rms_norm(step->hidden + step->sampled_rows[task] * size, phase->argument, size, model->config.epsilon,
-             step->inputs + task * size);
-}
-
-/* Norm and rotate q and k, and write k and v to the cache. */
-static void rotate_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
-    (void)thread;
-    const struct model *model = context;
-    const struct step *step = model->step;
-    const struct layer *layer = &model->config.layers[phase->layer];
-    const struct attention_shape *shape = &model->config.attention;
-    int64_t dim = shape->head_dim, last = smaller((task + 1) * ROWS_PER_TASK, step->num_tokens);
-    for (int64_t row = task * ROWS_PER_TASK; row < last; row++) {
-        const struct span *span = model->row_spans[row];
-        int64_t position = span->first_position + row - span->first_token;
-        const float *cosine = model->config.cosine + position * dim / 2, *sine = model->config.sine + position * dim / 2;
-        float *heads = step->heads + row * qkv_size(shape);
-        for (int64_t h = 0; h < shape->num_heads + shape->num_kv_heads; h++) {
-            const float *norm = h < shape->num_heads ? layer->query_norm : layer->key_norm;
-            if (norm) rms_norm(heads + h * dim, norm, dim, model->config.epsilon, heads + h * dim);
-            rotate(cosine, sine, dim / 2, heads + h * dim);
-        }
-        for (int64_t side = 0; side < 2; side++)
-            for (int64_t h = 0; h < shape->num_kv_heads; h++) {
-                const float *from = heads + (shape->num_heads + side * shape->num_kv_heads + h) * dim;
-                float *to = segment_data(shape, &span->own, phase->layer, side, h);
-                memcpy(to + (position - span->num_shared) * dim, from, dim * sizeof *to);
-            }
-    }
-}
-
-static const struct tiling *tiling_of(const struct model *model, uint32_t layer) {
-    return &model->tilings[model->config.layers[layer].sliding_window ? 0 : 1];
-}
-
-static void attend_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
-    const struct model *model = context;
-    const struct attention_shape *shape = &model->config.attention;
-    const struct tiling *tiling = tiling_of(model, phase->layer);
-    attend_tile(shape, &tiling->tiles[task / shape->num_kv_heads], tiling->members, phase->layer,
-                task % shape->num_kv_heads, tiling->window, model->step->heads, model->step->attended,
-                model->scratch[thread]);
-}
-
-static void qkv_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
-    (void)thread;
-    const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->inputs, step->num_tokens, step->heads);
-}
-
-static void attention_output_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
-    (void)thread;
-    const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->attended, step->num_tokens, step->branch);
-}
-
-static void gate_up_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
-    (void)thread;
-    const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->inputs, step->num_tokens, step->gated);
-}
-
-static void down_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
-    (void)thread;
-    const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->gated, step->num_tokens, step->branch);
-}
-
-static void head_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
-    (void)thread;
-    const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->inputs, step->num_sampled, step->logits);
-}
+enum { STAGES_PER_LAYER = 5, MOST_PHASES_PER_LAYER = 8 };
 
 struct program {
     struct phase *phases;
     uint32_t length;
 };
 
-static void append(struct program *program, task_function run, int64_t num_tasks, uint32_t layer, const void *argument) {
+static void append(
+    struct program *program, task_function run, int64_t num_tasks, uint32_t layer, const void *argument) {
     if (num_tasks) program->phases[program->length++] = (struct phase){run, num_tasks, layer, argument, 0};
 }
 
@@ -238,7 +48,7 @@ static void append_stage(struct program *program, const struct model *model, int
     }
     if (index == config->num_layers) {
         append(program, sampled_task, step->num_sampled, 0, config->final_norm);
-        append(program, head_task, step->num_sampled ? product_num_tasks(&config->head, step->num_sampled) : 0, 0, &config->head);
+        append(program, head_task, product_num_tasks(&config->head, step->num_sampled), 0, &config->head);
         return;
     }
     const struct layer *layer = &config->layers[index];
@@ -250,7 +60,8 @@ static void append_stage(struct program *program, const struct model *model, int
         append(program, qkv_task, product_num_tasks(&layer->qkv, num_rows), index, &layer->qkv);
         append(program, rotate_task, (num_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, index, NULL);
         append(program, attend_task, tiling_of(model, index)->num_tiles * config->attention.num_kv_heads, index, NULL);
-        append(program, attention_output_task, product_num_tasks(&layer->attention_output, num_rows), index, &layer->attention_output);
+        append(program, attention_output_task, product_num_tasks(&layer->attention_output, num_rows), index,
+               &layer->attention_output);
         break;
     case 2:
         append_rows(program, num_rows, ADD, NULL);
@@ -315,7 +126,8 @@ static bool reserve_scratch(struct model *model) {
 /* Lay a step out. Returns 0, or -1 when there is no memory. */
 EXPORT int reft_begin(struct model *model, const struct step *step) {
     model->step = step;
-    if (!reserve((void **)&model->row_spans, &model->rows_capacity, step->num_tokens, sizeof *model->row_spans)) return -1;
+    if (!reserve((void **)&model->row_spans, &model->rows_capacity, step->num_tokens, sizeof *model->row_spans))
+        return -1;
     for (const struct span *span = step->spans; span < step->spans + step->num_spans; span++)
         for (int64_t i = 0; i < span->num_tokens; i++) model->row_spans[span->first_token + i] = span;
     for (int64_t layer = 0; layer < model->config.num_layers; layer++) {
@@ -338,7 +150,8 @@ EXPORT void reft_run(struct model *model, int64_t first, int64_t last) {
 EXPORT void reft_destroy(struct model *model) {
     if (!model) return;
     if (model->pool.workers) pool_stop(&model->pool);
-    for (uint32_t thread = 0; model->scratch && thread < model->pool.num_threads; thread++) free(model->scratch[thread]);
+    for (uint32_t thread = 0; model->scratch && thread < model->pool.num_threads; thread++)
+        free(model->scratch[thread]);
     for (int i = 0; i < 2; i++) {
         free(model->tilings[i].tiles);
         free(model->tilings[i].members);
@@ -396,8 +209,8 @@ EXPORT void reft_rotate(const float *cosine, const float *sine, int64_t half, fl
 
 /* Attention of one layer; K and V are in the cache already. Returns 0, or -1 when there is no memory. */
 EXPORT int reft_attend(
-    const struct attention_shape *shape, const struct span *spans, int64_t num_spans, int64_t num_tokens, int64_t window,
-    const float *heads, float *attended) {
+    const struct attention_shape *shape, const struct span *spans, int64_t num_spans, int64_t num_tokens,
+    int64_t window, const float *heads, float *attended) {
     int64_t most = most_tiles(shape, num_tokens, num_spans), num_scores = 0;
     struct tile *tiles = malloc(most * sizeof *tiles);
     struct member *members = malloc(most * sizeof *members);
@@ -407,7 +220,8 @@ EXPORT int reft_attend(
     float *scratch = malloc((2 * lane_state_floats(shape) + num_scores) * sizeof *scratch);
     bool is_ready = tiles && members && scratch;
     for (int64_t i = 0; is_ready && i < num_tiles * shape->num_kv_heads; i++)
-        attend_tile(shape, &tiles[i / shape->num_kv_heads], members, 0, i % shape->num_kv_heads, window, heads, attended, scratch);
+        attend_tile(shape, &tiles[i / shape->num_kv_heads], members, 0, i % shape->num_kv_heads, window, heads,
+                    attended, scratch);
     free(tiles);
     free(members);
     free(scratch);

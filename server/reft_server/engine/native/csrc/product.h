@@ -36,9 +36,7 @@ INLINE vector load_weights(enum weight_type type, const void *panel, size_t inde
         memcpy(&stored, (const uint16_t *)panel + index, sizeof stored);
         return (vector)(__builtin_convertvector(stored, int_vector) << 16);
     }
-    byte_vector stored;
-    memcpy(&stored, (const int8_t *)panel + index, sizeof stored);
-    return __builtin_convertvector(__builtin_convertvector(stored, int_vector), vector);
+    return __builtin_convertvector(load_bytes((const int8_t *)panel + index), vector);
 }
 
 /* The sums of `rows` rows and one panel, into tile[rows][PANEL_COLUMNS]. */

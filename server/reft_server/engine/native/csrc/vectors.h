@@ -8,6 +8,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define LANES 16        /* floats of one vector */
 #define PANEL_VECTORS 2 /* vectors of one row of a panel */
@@ -42,6 +46,19 @@ INLINE vector load(const float *from) {
 }
 
 INLINE void store(float *to, vector value) { memcpy(to, &value, sizeof value); }
+
+/* Signed bytes as integers. gcc's own conversion takes several times as long as the instruction. */
+INLINE int_vector load_bytes(const int8_t *from) {
+#if defined(__AVX512F__)
+    return (int_vector)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+#elif defined(__AVX2__)
+    return (int_vector)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#else
+    byte_vector stored;
+    memcpy(&stored, from, sizeof stored);
+    return __builtin_convertvector(stored, int_vector);
+#endif
+}
 
 INLINE vector broadcast(float value) { return value - (vector){0}; }
 
