@@ -79,7 +79,8 @@ class NativeModel:
         self._handle = library.create(self._weights.config, num_threads or torch.get_num_threads())
         if not self._handle:
             raise MemoryError("no memory for the native model")
-        weakref.finalize(self, library.destroy, self._handle)
+        # Not at exit: a step may be running in another thread then, and the process gives everything back anyway.
+        weakref.finalize(self, library.destroy, self._handle).atexit = False
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
