@@ -13,7 +13,7 @@ PLOT = Path(__file__).parents[1] / "docs" / "distinct.svg"
 _WIDTH, _HEIGHT = 640, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 44, 52
 _TICKS = (0, 1, 8, 64, 512)
-_LOWEST, _HIGHEST = 0.8, 1.05
+_LOWEST, _HIGHEST = 0.8, 1.1
 _COLOURS = {"f3+l3": "#1f6feb", "all": "#d1570c"}
 _LABELS = {"f3+l3": "f3+l3 (prompt only)", "all": "all positions"}
 _SHIFTS = {"f3+l3": -4, "all": 4}  # so that bars don't hide each other
@@ -39,7 +39,7 @@ def _elements(result: dict[str, Any]) -> Iterator[str]:
     job = result["job"]
     setting = f"{job['model']} {job['dtype']}, {job['sets']}; medians of {result['rounds']} rounds, bars: range"
     yield _text(_LEFT, 36, setting, fill="#666")
-    for percent in range(80, 106, 5):
+    for percent in range(80, 111, 5):
         y, colour = _y(percent / 100), "#888" if percent == 100 else "#ddd"
         yield f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}" stroke="{colour}"/>'
         yield _text(_LEFT - 8, y + 4, f"{percent} %", anchor="end")
