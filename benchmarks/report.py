@@ -19,7 +19,6 @@ SERVERS = {
     "hf_generate": "HF `generate`, base model",
     "ours_mixed_bfloat16": "reft-serve, mixed, weights in bfloat16",
     "llama_cpp_f16": "llama.cpp, base model, weights in float16",
-    "ours_mixed_int8": "reft-serve, mixed, weights in int8",
 }
 
 
