@@ -1,4 +1,4 @@
-"""Large blocks of zeros that cost nothing until they are used."""
+"""Large blocks of zeros that cost nothing until they are used, in large pages where the system has them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
     num_bytes = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not num_bytes:
         return torch.zeros(*shape, dtype=dtype, device=device)
+    return torch.frombuffer(map_zeros(num_bytes), dtype=dtype).view(*shape)
+
+
+def map_zeros(num_bytes: int) -> mmap.mmap:
+    """Anonymous memory of this process, zero and not yet resident."""
     mapping = mmap.mmap(-1, num_bytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(mapping, dtype=dtype).view(*shape)
+    return mapping

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import mmap
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..memory import map_zeros
 from ..settings import WeightDtype
 from .structures import Linear
 
@@ -43,10 +43,7 @@ class Arena:
 
 def _map(num_bytes: int) -> tuple[mmap.mmap, int]:
     """A mapping with room for `num_bytes` from a multiple of the large page's size on, and that offset."""
-    buffer = mmap.mmap(-1, num_bytes + _LARGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            buffer.madvise(mmap.MADV_HUGEPAGE)
+    buffer = map_zeros(num_bytes + _LARGE_PAGE)
     return buffer, -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % _LARGE_PAGE
 
 
