@@ -7,7 +7,6 @@ Baseline: the same request with a set that is loaded, sent right after, in the s
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.machine import RESULTS, describe, median
+from benchmarks.figures import write_result
+from benchmarks.machine import describe, median
 from benchmarks.server_process import running_server, write_random_set
 
 
@@ -78,9 +78,7 @@ def main() -> None:
         "num_sets": args.sets,
     }
     result = {"benchmark": "swap", "machine": describe(), "job": job, **measure(args.sets)}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "swap.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    write_result("swap", result)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,12 @@ def relative_margin(logits: torch.Tensor) -> float:
 
 def reference(model: PreTrainedModel, case: Case) -> Expected:
     """One request alone on the plain model, with hooks."""
+    token_ids, logits = reference_logits(model, case)
+    return Expected(token_ids, [relative_margin(row) for row in logits])
+
+
+def reference_logits(model: PreTrainedModel, case: Case) -> tuple[list[int], list[torch.Tensor]]:
+    """The greedy tokens of one request alone on the plain model, with hooks, and the `[vocab_size]` logits of each."""
     with torch.inference_mode(), attach(model, list(case.sets)):
         output = model.generate(
             torch.tensor([case.prompt]),
@@ -87,8 +93,7 @@ def reference(model: PreTrainedModel, case: Case) -> Expected:
             output_logits=True,
             return_dict_in_generate=True,
         )
-    margins = [relative_margin(logits[0]) for logits in output.logits]
-    return Expected(output.sequences[0, len(case.prompt) :].tolist(), margins)
+    return output.sequences[0, len(case.prompt) :].tolist(), [logits[0] for logits in output.logits]
 
 
 async def generate(engine: LocalEngine, case: Case, after: asyncio.Event | None = None) -> list[int]:

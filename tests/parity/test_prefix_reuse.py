@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from reft_interventions import InterventionSet, attach
+from reft_interventions import InterventionSet
 from reft_server.engine import EngineSettings, GenerationRequest, LocalEngine, SamplingParams, build_engine
-from tests.parity.harness import TOLERANCE, folded
+from tests.parity.harness import TOLERANCE, Case, folded, reference_logits
 from tests.parity.test_engine_matches_reference import PATHS, prompt
 
 MAX_TOKENS = 5
@@ -40,7 +40,9 @@ class Warm:
         outputs = []
         async for step in self.engine.submit(GenerationRequest("test", tokens, sampling, applied, cache_salt=salt)):
             outputs += step
-        for output, logits in zip(outputs, self._reference(tokens, sets, max_tokens), strict=True):
+        case = Case(tokens, tuple((one, 1.0) for one in sets), max_tokens)
+        _, expected = reference_logits(self.model, case)
+        for output, logits in zip(outputs, (row.double() for row in expected), strict=True):
             spread = float(logits.max() - logits.min())
             logprobs = logits.log_softmax(-1)
             assert output.token_id is not None
@@ -48,20 +50,6 @@ class Warm:
             assert output.token_id == int(logits.argmax())
             assert abs(output.logprob - float(logprobs[output.token_id])) <= TOLERANCE * spread
         return sum(output.num_cached_tokens for output in outputs)
-
-    def _reference(
-        self, tokens: tuple[int, ...], sets: tuple[InterventionSet, ...], max_tokens: int
-    ) -> list[torch.Tensor]:
-        with torch.inference_mode(), attach(self.model, [(one, 1.0) for one in sets]):
-            output = self.model.generate(
-                torch.tensor([tokens]),
-                attention_mask=torch.ones(1, len(tokens), dtype=torch.int64),
-                max_new_tokens=max_tokens,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        return [logits[0].double() for logits in output.logits]
 
 
 @pytest.fixture

@@ -126,10 +126,10 @@ class Scheduler:
 
     def displaced(self) -> list[tuple[Sequence, ReftError]]:
         """Who gives way when the queue has run over: the last of the tenant that fills it most."""
-        error = EngineOverloadedError("the queue is full, and this tenant fills most of it; try again in a moment")
         if len(self.waiting) <= self._settings.max_queue_len:
             return []
         num_surplus = sum(not one.has_run for one in self.waiting) - self._settings.max_queue_len
+        error = EngineOverloadedError("the queue is full, and this tenant fills most of it; try again in a moment")
         return [(sequence, error) for sequence in self.waiting.heaviest(num_surplus)]
 
     def _first_of_newcomer(self, step: _Step) -> Sequence | None:
