@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -15,9 +16,11 @@ from transformers.utils import logging as transformers_logging
 from ..errors import InterventionError, TrainingError
 from ..file_format import save
 from ..formulas import FORMULAS
+from ..model_tree import fingerprint
 from ..user_folders import DEFAULT_MODEL
 from .base_model import load_model
 from .data import Dataset, read_dataset, split_dataset
+from .events import EventLog, EventReporter
 from .options import RECIPES, TrainingOptions
 from .progress import ProgressReporter
 from .trainer import SetDescription, Trainer
@@ -30,9 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    events = EventLog(parsed.events)
     try:
-        _run(parsed, Console(highlight=False))
+        _run(parsed, Console(highlight=False), events)
     except (TrainingError, InterventionError) as error:
+        events.write("failed", code=error.code, message=error.message, param=error.param)
         Console(stderr=True, highlight=False).print(f"reft-train: {error.message}", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
@@ -55,12 +60,17 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     files.add_argument("--resume", action="store_true", default=False, help="continue from the output's checkpoint")
     files.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    files.add_argument(
+        "--events", type=Path, default=None, help="append the run's progress to this file, as JSON lines"
+    )
     manifest = parser.add_argument_group("what the file says of itself")
     manifest.add_argument("--name", default=None, help="default: the output's name without its suffix")
+    manifest.add_argument("--model-id", default=None, help="the base model's name; default: that of --model")
     manifest.add_argument("--description", default="", help="one sentence for users")
     manifest.add_argument("--license", default="", help="SPDX id")
     manifest.add_argument("--prompt-template", default=None, help="how to write a prompt, for instance '{word} is'")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default=None, help="the paper's settings for a task")
+    parser.add_argument("--options", type=Path, default=None, help="JSON file of options, over the recipe's")
     _add_edit_options(parser.add_argument_group("the edit"))
     _add_optimizer_options(parser.add_argument_group("the training"))
     return parser
@@ -99,10 +109,25 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
 
 
 def options_from(parsed: argparse.Namespace) -> TrainingOptions:
-    """The recipe's options, overridden by those on the command line."""
+    """The recipe's options, overridden by those in the file, and these by those on the command line.
+
+    Raises:
+        TrainingError: an option is out of its range, or the file can't be read.
+    """
     chosen: dict[str, Any] = dict(RECIPES[parsed.recipe]) if parsed.recipe else {}
+    chosen |= _read_options(parsed.options) if parsed.options else {}
     chosen |= {name: value for name, value in vars(parsed).items() if name in _OPTION_NAMES}
     return TrainingOptions(**chosen)
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"--options {path} can't be read as JSON", param="options") from error
+    if not isinstance(options, dict) or not options.keys() <= set(_OPTION_NAMES):
+        raise TrainingError(f"--options {path} must be an object of {', '.join(_OPTION_NAMES)}", param="options")
+    return options
 
 
 def checkpoint_path(output: Path) -> Path:
@@ -110,21 +135,26 @@ def checkpoint_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.checkpoint.safetensors")
 
 
-def _run(parsed: argparse.Namespace, console: Console) -> None:
+def _run(parsed: argparse.Namespace, console: Console, events: EventLog) -> None:
     options, output = options_from(parsed), Path(parsed.output)
     if output.suffix != ".safetensors" or not output.parent.is_dir():
         raise TrainingError(f"--output {output} must end in .safetensors, in a folder that exists", param="output")
     if parsed.eval_data is not None and options.eval_fraction:
         raise TrainingError("give --eval-data or --eval-fraction, not both", param="eval_data")
     model, tokenizer, model_id = load_model(parsed.model, parsed.device)
+    if parsed.events is not None:
+        events.write("loaded", fingerprint=fingerprint(model))
     data, evaluation = read_dataset(parsed.data, tokenizer, options.max_length), None
     if parsed.eval_data is not None:
         evaluation = read_dataset(parsed.eval_data, tokenizer, options.max_length)
     elif options.eval_fraction:
         data, evaluation = split_dataset(data, options.eval_fraction, options.seed)
     _print_data(console, data, evaluation, options.max_length)
+    _write_data(events, data, evaluation)
     checkpoint = checkpoint_path(output)
-    trainer = Trainer(model, tokenizer, options, data, evaluation, model_id=model_id, checkpoint=checkpoint)
+    trainer = Trainer(
+        model, tokenizer, options, data, evaluation, model_id=parsed.model_id or model_id, checkpoint=checkpoint
+    )
     if parsed.resume:
         trainer.resume()
     description = SetDescription(
@@ -135,13 +165,24 @@ def _run(parsed: argparse.Namespace, console: Console) -> None:
         extra={"recipe": parsed.recipe} if parsed.recipe else {},
     )
     with ProgressReporter(console) as reporter:
-        result = trainer.run(reporter, description)
+        result = trainer.run(EventReporter(events, reporter), description)
     content_hash = save(result.intervention_set, output)
     checkpoint.unlink(missing_ok=True)
+    events.write("finished", content_hash=content_hash, num_bytes=output.stat().st_size)
     console.print(
         f"wrote {output} ({output.stat().st_size:,} bytes, {content_hash}), "
         f"|RᵀR - I| {result.orthonormality_error:.1e}",
         soft_wrap=True,
+    )
+
+
+def _write_data(events: EventLog, data: Dataset, evaluation: Dataset | None) -> None:
+    num_held_out, num_too_long = (len(evaluation.examples), evaluation.num_too_long) if evaluation else (0, 0)
+    events.write(
+        "data",
+        num_examples=len(data.examples),
+        num_held_out=num_held_out,
+        num_too_long=data.num_too_long + num_too_long,
     )
 
 

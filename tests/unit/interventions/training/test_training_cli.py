@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from reft_interventions import load
+from reft_interventions.errors import TrainingError
 from reft_interventions.training.base_model import load_model, locate_model
 from reft_interventions.training.cli import build_parser, checkpoint_path, main, options_from
 
@@ -53,6 +56,7 @@ def test_cli_counts_rows_that_are_too_long(arguments, capsys):
         (["--untied", "--positions", "l3"], "fN+lM"),
         (["--layers", "9"], "layer 9 is outside"),
         (["--resume"], "can't be read"),
+        (["--options", "absent.json"], "can't be read as JSON"),
         (["--output", "greeter.pt"], "must end in .safetensors"),
         (["--eval-fraction", "0.2", "--eval-data", "x.jsonl"], "not both"),
         (["--model", "absent-model"], "neither a folder"),
@@ -113,3 +117,38 @@ def test_default_model_is_found_where_the_server_keeps_it(model_folder, monkeypa
     model, _, model_id = load_model("smollm2-135m-instruct")
     assert model.config.hidden_size == 32
     assert model_id == "smollm2-135m-instruct"
+
+
+def test_cli_appends_its_progress_to_the_events_file(arguments, tmp_path):
+    path = tmp_path / "events.jsonl"
+    assert main([*arguments, "--eval-fraction", "0.25", "--events", str(path), "--model-id", "acme/tiny"]) == 0
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    kinds = [event["event"] for event in events if event["event"] != "stepped"]
+    assert kinds == ["loaded", "data", "evaluated", "started", "evaluated", "finished"]
+    assert all(event["time"] > 0 for event in events)
+    written = load(tmp_path / "greeter.safetensors")
+    assert events[0]["fingerprint"] == written.manifest.base_model.fingerprint
+    assert written.manifest.base_model.id == "acme/tiny"
+    assert events[1] | {"time": 0} == {
+        "event": "data",
+        "time": 0,
+        "num_examples": 9,
+        "num_held_out": 3,
+        "num_too_long": 0,
+    }
+    assert [event["step"] for event in events if event["event"] == "stepped"] == [1, 2, 3, 4, 5, 6]
+    assert events[-1]["content_hash"] == written.content_hash
+    assert main([*arguments, "--events", str(path), "--lr", "-1"]) == 1
+    failed = json.loads(path.read_text().splitlines()[-1])
+    assert (failed["event"], failed["code"], failed["param"]) == ("failed", "training_error", "lr")
+
+
+def test_cli_takes_options_from_a_file_over_the_recipes_and_under_the_flags(tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text('{"lr": 0.5, "epochs": 3, "is_tied": true}')
+    files = ["--data", "d.jsonl", "--output", "o.safetensors", "--options", str(path)]
+    options = options_from(build_parser().parse_args([*files, "--recipe", "demo", "--epochs", "4"]))
+    assert (options.lr, options.epochs, options.batch_size) == (0.5, 4, 10)
+    path.write_text('{"epoch": 3}')
+    with pytest.raises(TrainingError, match="must be an object of formula"):
+        options_from(build_parser().parse_args(files))
