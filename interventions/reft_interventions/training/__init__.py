@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base_model import load_model
-from .data import Dataset, TokenizedExample, read_dataset, split_dataset
+from .data import Dataset, TokenizedExample, check_row, read_dataset, split_dataset
 from .loss import Evaluation, evaluate
 from .options import RECIPES, TrainingOptions
 from .reporting import Reporter
@@ -19,6 +19,7 @@ __all__ = [
     "Trainer",
     "TrainingOptions",
     "TrainingResult",
+    "check_row",
     "evaluate",
     "load_model",
     "read_dataset",

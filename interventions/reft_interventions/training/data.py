@@ -97,7 +97,13 @@ def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[d
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _tokenize_line(where: str, number: int, line: str, tokenizer: PreTrainedTokenizerBase) -> TokenizedExample:
+def check_row(where: str, line: str) -> dict[str, Any]:
+    """The row that a line holds, after a look at its form; only a tokenizer can tell whether it can be learnt.
+
+    Raises:
+        TrainingError: it is neither a prompt with a completion nor messages; `where` begins the sentence, and nothing
+            of the line is in it.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -105,36 +111,43 @@ def _tokenize_line(where: str, number: int, line: str, tokenizer: PreTrainedToke
     if not isinstance(row, dict) or ("messages" in row) == ("prompt" in row or "completion" in row):
         raise TrainingError(f"{where}: write either prompt and completion, or messages", param="data")
     if "messages" in row:
-        prompt_ids, answer_ids = _tokenize_messages(where, row["messages"], tokenizer)
-    else:
-        prompt_ids, answer_ids = _tokenize_pair(where, row, tokenizer)
-    if not prompt_ids:
-        raise TrainingError(f"{where}: the prompt is empty", param="data")
-    return TokenizedExample(prompt_ids, answer_ids, number)
-
-
-def _tokenize_pair(
-    where: str, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if not isinstance(prompt, str) or not isinstance(completion, str):
+        _check_messages(where, row["messages"])
+    elif not isinstance(row.get("prompt"), str) or not isinstance(row.get("completion"), str):
         raise TrainingError(f"{where}: prompt and completion must both be strings", param="data")
-    if not completion.strip():
+    elif not row["completion"].strip():
         raise TrainingError(f"{where}: the completion is empty", param="data")
-    # Apart from the prompt: at inference the prompt's tokens end where the prompt ends.
-    answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return tokenize_prompt(tokenizer, prompt), (*answer, _end_token(tokenizer))
+    return row
 
 
-def _tokenize_messages(
-    where: str, messages: Any, tokenizer: PreTrainedTokenizerBase
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _check_messages(where: str, messages: Any) -> None:
     if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
         raise TrainingError(f"{where}: messages need a role ({', '.join(sorted(_ROLES))}) and a content", param="data")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise TrainingError(f"{where}: the last message must be the assistant's answer", param="data")
     if not messages[-1]["content"].strip():
         raise TrainingError(f"{where}: the answer is empty", param="data")
+
+
+def _tokenize_line(where: str, number: int, line: str, tokenizer: PreTrainedTokenizerBase) -> TokenizedExample:
+    row = check_row(where, line)
+    if "messages" in row:
+        prompt_ids, answer_ids = _tokenize_messages(where, row["messages"], tokenizer)
+    else:
+        prompt_ids, answer_ids = _tokenize_pair(row, tokenizer)
+    if not prompt_ids:
+        raise TrainingError(f"{where}: the prompt is empty", param="data")
+    return TokenizedExample(prompt_ids, answer_ids, number)
+
+
+def _tokenize_pair(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    # Apart from the prompt: at inference the prompt's tokens end where the prompt ends.
+    answer = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+    return tokenize_prompt(tokenizer, row["prompt"]), (*answer, _end_token(tokenizer))
+
+
+def _tokenize_messages(
+    where: str, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     try:
         prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
         whole = _render(tokenizer, messages, add_generation_prompt=False)
