@@ -101,10 +101,11 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def make_set() -> MakeSet:
-    """`make_set(model, spec, ..., seed=0, dtype=float32, strength=1.0, name="tiny", parameters=None)`.
+    """`make_set(model, spec, ..., seed=0, dtype=float32, strength=1.0, name="tiny", stores_source=True)`.
 
     Each spec is a dict of `InterventionSpec` fields; layer 1, `block_output`, `loreft`, rank 4, `f1+l1` and untied
-    parameters where it says nothing. Values are random and strong enough to change the tokens.
+    parameters where it says nothing. Values are random and strong enough to change the tokens. Unless `stores_source`,
+    a `dii` needs a source with every request.
     """
 
     def make(
@@ -114,6 +115,7 @@ def make_set() -> MakeSet:
         dtype: torch.dtype = torch.float32,
         strength: float = 1.0,
         name: str = "tiny",
+        stores_source: bool = True,
     ) -> InterventionSet:
         base = base_model_spec(model, "tiny")
         completed = tuple(_complete_spec(spec, index) for index, spec in enumerate(specs or ({},)))
@@ -126,6 +128,9 @@ def make_set() -> MakeSet:
         )
         generator = torch.Generator().manual_seed(seed)
         groups = [_random_group(spec, base.hidden_size, generator, strength) for spec in manifest.parameter_groups]
+        for spec, group in zip(manifest.parameter_groups, groups, strict=True):
+            if spec.formula == "dii" and stores_source:
+                group["source"] = strength * torch.randn(base.hidden_size, generator=generator)
         return InterventionSet.create(
             manifest, [{key: value.to(dtype) for key, value in group.items()} for group in groups]
         )

@@ -56,6 +56,18 @@ class InterventionValueError(InterventionError):
     code = "invalid_intervention_values"
 
 
+class InterventionSubspaceError(InterventionError):
+    """A choice of rank dimensions that the set does not have: out of range, twice, an unknown name, no low rank."""
+
+    code = "invalid_subspaces"
+
+
+class InterventionSourceError(InterventionError):
+    """A source prompt that the set needs and lacks, takes none of, or whose edited tokens don't match the prompt's."""
+
+    code = "invalid_intervention_source"
+
+
 class InterventionBaseMismatchError(InterventionError):
     """The set was trained for another base model."""
 

@@ -26,8 +26,21 @@ class FoldedEdit(Protocol):
         """The same edit with its delta multiplied by `scale`."""
         ...
 
+    def restricted(self, dimensions: tuple[int, ...]) -> FoldedEdit:
+        """The same edit with only these rank dimensions; `InterventionSubspaceError` if it does not have them."""
+        ...
+
+    def with_source(self, source_rows: Tensor) -> tuple[FoldedEdit, ...]:
+        """One edit for each source row, `[num_rows, hidden_size]`; `InterventionSourceError` if it takes none."""
+        ...
+
     def to(self, device: torch.device) -> FoldedEdit:
         """A copy on `device`."""
+        ...
+
+    @property
+    def needs_source(self) -> bool:
+        """It can't run before `with_source`."""
         ...
 
     @property

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, NoReturn, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from .activations import activate
+from .errors import InterventionSourceError, InterventionSubspaceError
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +21,11 @@ class TensorEdit(ABC):
     """What every folded edit shares: its weights are its float32 tensor fields.
 
     Each of them may have one more dimension in front, `[num_rows, ...]`: then every row has weights of its own
-    (see `ops.EditStacks`), and `delta` takes exactly `num_rows` rows.
+    (see `ops.EditStacks`), and `delta` takes exactly `num_rows` rows. `needs_source`: it can't run before
+    `with_source`.
     """
+
+    needs_source: ClassVar[bool] = False
 
     @abstractmethod
     def delta(self, rows: Tensor) -> Tensor:
@@ -29,6 +34,24 @@ class TensorEdit(ABC):
     @abstractmethod
     def scaled(self, scale: float) -> TensorEdit:
         """The same edit with its delta multiplied by `scale`."""
+
+    def restricted(self, dimensions: tuple[int, ...]) -> TensorEdit:  # noqa: ARG002
+        """The same edit with only these rank dimensions.
+
+        Raises:
+            InterventionSubspaceError: it has none to choose from, or one is out of range.
+        """
+        raise InterventionSubspaceError(
+            "the set holds an edit without rank dimensions to choose from: leave out subspaces"
+        )
+
+    def with_source(self, source_rows: Tensor) -> tuple[TensorEdit, ...]:  # noqa: ARG002
+        """One edit for each source row, `[num_rows, hidden_size]`.
+
+        Raises:
+            InterventionSourceError: the edit takes none.
+        """
+        raise InterventionSourceError("the set takes no source: leave it out")
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by field name, absent ones left out."""
@@ -92,6 +115,10 @@ class LowRankEdit(TensorEdit):
         """The same edit with its delta multiplied by `scale`."""
         return replace(self, up=self.up * scale)
 
+    def restricted(self, dimensions: tuple[int, ...]) -> LowRankEdit:
+        """The same edit with only these rank dimensions."""
+        return _with_rows(self, dimensions)
+
 
 @dataclass(frozen=True, eq=False)
 class ActLowRankEdit(TensorEdit):
@@ -130,6 +157,46 @@ class ActLowRankEdit(TensorEdit):
         """The same edit with its delta multiplied by `scale`."""
         return replace(self, up=self.up * scale)
 
+    def restricted(self, dimensions: tuple[int, ...]) -> ActLowRankEdit:
+        """The same edit with only these rank dimensions."""
+        return _with_rows(self, dimensions)
+
+
+@dataclass(frozen=True, eq=False)
+class InterchangeEdit(TensorEdit):
+    """An interchange that lacks its source: `with_source` makes it the edit of one row.
+
+    Semantics, for a source row s:
+        delta = (s @ rotation.T - rows @ rotation.T) @ up
+
+    Args:
+        rotation: Rᵀ, `[low_rank_dimension, hidden_size]`, float32.
+        up: Rᵀ times the scale, the same shape, float32.
+    """
+
+    needs_source: ClassVar[bool] = True
+
+    rotation: Tensor
+    up: Tensor
+
+    def delta(self, rows: Tensor) -> NoReturn:  # noqa: ARG002
+        """Not defined before `with_source`."""
+        raise InterventionSourceError("this set needs a source prompt: give one with the request")
+
+    def scaled(self, scale: float) -> InterchangeEdit:
+        """The same edit with its delta multiplied by `scale`."""
+        return replace(self, up=self.up * scale)
+
+    def restricted(self, dimensions: tuple[int, ...]) -> InterchangeEdit:
+        """The same edit with only these rank dimensions."""
+        return _with_rows(self, dimensions)
+
+    def with_source(self, source_rows: Tensor) -> tuple[LowRankEdit, ...]:
+        """One edit for each source row, `[num_rows, hidden_size]` on any device; they share their projections."""
+        down = -self.rotation
+        coefficients = source_rows.to(self.rotation) @ self.rotation.T  # [num_rows, low_rank_dimension]
+        return tuple(LowRankEdit(down, bias, self.up) for bias in coefficients)
+
 
 @dataclass(frozen=True, eq=False)
 class ElementwiseEdit(TensorEdit):
@@ -157,6 +224,34 @@ class ElementwiseEdit(TensorEdit):
         """The same edit with its delta multiplied by `scale`: `a(h*s + t - h) = h*(1 + a(s - 1)) + a*t - h`."""
         multiplier = None if self.scale is None else 1.0 + scale * (self.scale - 1.0)
         return ElementwiseEdit(multiplier, self.shift * scale)
+
+
+def check_dimensions(dimensions: Sequence[int], low_rank_dimension: int) -> None:
+    """Refuse rank dimensions that an edit does not have.
+
+    Raises:
+        InterventionSubspaceError: none is chosen, one is chosen twice or out of range.
+    """
+    if not dimensions:
+        raise InterventionSubspaceError("subspaces is empty: name a dimension, leave it out, or set scale to 0")
+    for dimension in dimensions:
+        if not 0 <= dimension < low_rank_dimension:
+            raise InterventionSubspaceError(
+                f"subspaces names dimension {dimension}, the set has 0 to {low_rank_dimension - 1}"
+            )
+    if len(set(dimensions)) != len(dimensions):
+        twice = next(one for one in dimensions if list(dimensions).count(one) > 1)
+        raise InterventionSubspaceError(f"subspaces names dimension {twice} twice: name each once")
+
+
+_Edit = TypeVar("_Edit", bound=TensorEdit)
+
+
+def _with_rows(edit: _Edit, dimensions: tuple[int, ...]) -> _Edit:
+    """An edit with some rows of each weight, where the rank dimension is the first of all of them."""
+    tensors = edit.tensors()
+    check_dimensions(dimensions, next(iter(tensors.values())).shape[0])
+    return replace(edit, **{name: tensor[list(dimensions)] for name, tensor in tensors.items()})
 
 
 def _project(rows: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:

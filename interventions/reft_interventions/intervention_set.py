@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import InterventionManifestError, InterventionShapeError
 from .folded import FoldedEdit, FoldedIntervention, FoldedSet
-from .folding import ActLowRankEdit, ElementwiseEdit, LowRankEdit
+from .folding import TensorEdit
 from .manifest import InterventionSpec, Manifest
 
 DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
@@ -41,7 +41,8 @@ class InterventionSet:
             parameters: one mapping per parameter group, in the order of the manifest's indices; any device.
 
         Raises:
-            InterventionManifestError: a group or a tensor is missing or left over.
+            InterventionManifestError: a group or a tensor is missing or left over; an interchange without a stored
+                source at generated tokens.
             InterventionShapeError: a tensor has the wrong shape or a dtype other than F64, F32, F16, BF16.
         """
         groups = manifest.parameter_groups
@@ -62,6 +63,8 @@ class InterventionSet:
             # Copies: a trainer goes on changing its own tensors, and the hash must stay true.
             copied = {name: tensors[name].detach().to("cpu", copy=True).contiguous() for name in sorted(tensors)}
             copies.append(MappingProxyType(copied))
+        for spec in manifest.interventions:
+            _check_source(spec, copies[spec.parameters])
         return cls(manifest, tuple(copies), _content_hash(manifest, named_tensors(copies)))
 
     @property
@@ -95,7 +98,7 @@ def edit_digest(edit: FoldedEdit) -> bytes:
     Raises:
         TypeError: an edit of a type that this package does not define.
     """
-    if isinstance(edit, LowRankEdit | ActLowRankEdit | ElementwiseEdit):
+    if isinstance(edit, TensorEdit):
         return edit.digest()
     raise TypeError(f"{type(edit).__name__} has no digest")
 
@@ -117,6 +120,16 @@ def check_names(spec: InterventionSpec, index: int, names: Iterable[str]) -> Non
     if extra:
         raise InterventionManifestError(
             f"formula {spec.formula!r} has no tensor sites.{index}.{extra[0]}; remove it", param=extra[0]
+        )
+
+
+def _check_source(spec: InterventionSpec, names: Iterable[str]) -> None:
+    """A source prompt has no generated tokens whose rows could be given to the base prompt's."""
+    if spec.formula_object.needs_source(names) and not spec.intervention_positions.is_prompt_only:
+        raise InterventionManifestError(
+            f"formula {spec.formula!r} at positions {spec.positions!r} needs a stored source; without one it can edit "
+            "tokens of the prompt only",
+            param="positions",
         )
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from .addition import Addition
 from .base import Formula, Parameters
 from .consreft import Consreft
+from .dii import Dii, interchange
 from .direft import Direft
 from .lobireft import Lobireft
 from .loreft import Loreft
@@ -15,9 +16,9 @@ from .nodireft import Nodireft
 from .noreft import Noreft
 from .scale_shift import ScaleShift
 
-__all__ = ["FORMULAS", "Formula", "Parameters"]
+__all__ = ["FORMULAS", "Formula", "Parameters", "interchange"]
 
 _ALL: tuple[Formula, ...] = (
-    Loreft(), Noreft(), Consreft(), Lobireft(), Direft(), Nodireft(), Addition(), ScaleShift(),
+    Loreft(), Noreft(), Consreft(), Lobireft(), Direft(), Nodireft(), Dii(), Addition(), ScaleShift(),
 )  # fmt: skip
 FORMULAS: Mapping[str, Formula] = MappingProxyType({formula.id: formula for formula in _ALL})

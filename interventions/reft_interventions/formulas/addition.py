@@ -18,6 +18,7 @@ class Addition(Formula):
 
     id = "addition"
     has_low_rank = False
+    has_subspaces = False
 
     def parameter_shapes(self, hidden_size: int, low_rank_dimension: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG002
         return {"vector": (hidden_size,)}

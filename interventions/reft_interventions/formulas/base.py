@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
+from ..errors import InterventionSubspaceError
 from ..folded import FoldedEdit
+from ..folding import check_dimensions
 
 Parameters = Mapping[str, Tensor]
 
@@ -19,13 +21,15 @@ class Formula(ABC):
     """A pure function of a hidden row, by the names and shapes of its parameters.
 
     `id` is what a manifest names. `has_rotation`: `rotate_layer` `[hidden_size, low_rank_dimension]` has orthonormal
-    columns. `has_low_rank`: the parameters depend on `low_rank_dimension`, which is 0 otherwise. `has_act`: an
-    activation other than `linear` is allowed.
+    columns. `has_low_rank`: the parameters depend on `low_rank_dimension`, which is 0 otherwise. `has_subspaces`: the
+    delta is a sum over the rank dimensions, any of which can be left out. `has_act`: an activation other than `linear`
+    is allowed.
     """
 
     id: ClassVar[str]
     has_rotation: ClassVar[bool] = False
     has_low_rank: ClassVar[bool] = True
+    has_subspaces: ClassVar[bool] = True
     has_act: ClassVar[bool] = False
     optional_parameters: ClassVar[frozenset[str]] = frozenset()
 
@@ -44,6 +48,30 @@ class Formula(ABC):
     @abstractmethod
     def fold(self, parameters: Parameters, act: str = "linear") -> FoldedEdit:
         """The same function with its weights combined in float32, whatever dtype they are stored in."""
+
+    def needs_source(self, names: Iterable[str]) -> bool:  # noqa: ARG002
+        """Whether a set with the tensors `names` takes its source from a prompt of the request."""
+        return False
+
+    def restricted(self, parameters: Parameters, dimensions: Sequence[int]) -> dict[str, Tensor]:
+        """The parameters with only these rank dimensions, in this order; gradients flow through.
+
+        Raises:
+            InterventionSubspaceError: the formula has no rank dimensions to choose from, or one is out of range.
+        """
+        if not self.has_subspaces:
+            raise InterventionSubspaceError(f"formula {self.id!r} has no rank dimensions: leave out subspaces")
+        one, two = self.parameter_shapes(1, 2), self.parameter_shapes(1, 3)
+        axes = {
+            name: [axis for axis, size in enumerate(shape) if size != two[name][axis]] for name, shape in one.items()
+        }
+        chosen: dict[str, Tensor] = {}
+        for name, value in parameters.items():
+            for axis in axes[name]:
+                check_dimensions(dimensions, value.shape[axis])
+                value = value.index_select(axis, torch.tensor(list(dimensions), device=value.device))
+            chosen[name] = value
+        return chosen
 
     def edit(self, hidden: Tensor, parameters: Parameters, act: str = "linear") -> Tensor:
         """The edited rows, differentiable in `hidden` and `parameters`.

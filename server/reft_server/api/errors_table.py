@@ -40,6 +40,8 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
         interventions.InterventionValueError: 422,
         interventions.InterventionBaseMismatchError: 422,
         interventions.InterventionSelfTestError: 422,
+        interventions.InterventionSubspaceError: 400,
+        interventions.InterventionSourceError: 400,
         interventions.UnsupportedComponentError: 422,
         interventions.InvalidInterventionNameError: 400,
         interventions.InterventionNotFoundError: 404,

@@ -10,11 +10,11 @@ import torch
 
 from reft_interventions import FORMULAS
 from reft_interventions.activations import ACTIVATIONS
-from reft_interventions.errors import InterventionManifestError
+from reft_interventions.errors import InterventionManifestError, InterventionSourceError, InterventionSubspaceError
 from reft_interventions.folding import ActLowRankEdit, ElementwiseEdit, LowRankEdit
 
 WITH_ACT = ("loreft", "noreft", "direft", "nodireft")
-WITHOUT_ACT = ("consreft", "lobireft", "addition", "scale_shift")
+WITHOUT_ACT = ("consreft", "lobireft", "dii", "addition", "scale_shift")
 CASES = [(formula, act) for formula in WITH_ACT for act in ACTIVATIONS] + [(f, "linear") for f in WITHOUT_ACT]
 SIZES = [(1, 1), (8, 1), (8, 8), (64, 4), (48, 32)]
 
@@ -42,9 +42,11 @@ def reference_row(formula: str, h: np.ndarray, p: dict[str, np.ndarray], act: st
         direction = p["rotate_layer"][:, k] if "rotate_layer" in p else p["proj_weight"][k]
         if formula in ("consreft", "lobireft"):
             coefficient = p["learned_source"][k]
+        elif formula == "dii":
+            coefficient = np.dot(direction, p["source"])
         else:
             coefficient = act64(float(np.dot(p["learned_source_weight"][k], h) + p["learned_source_bias"][k]), act)
-        if formula in ("loreft", "consreft", "noreft"):
+        if formula in ("loreft", "consreft", "noreft", "dii"):
             coefficient -= np.dot(direction, h)
         if formula == "noreft" and "proj_bias" in p:
             coefficient -= p["proj_bias"][k]
@@ -168,6 +170,67 @@ def test_initial_parameters_have_the_stated_shapes_and_a_seed(formula):
     assert object_.has_rotation == ("rotate_layer" in shapes)
 
 
+@pytest.mark.parametrize(("formula", "act"), [case for case in CASES if FORMULAS[case[0]].has_subspaces])
+def test_restricted_rank_dimensions_are_the_terms_of_the_delta(formula, act):
+    """Any choice acts alone, parts add up to the whole, and the order of the choice is nothing."""
+    parameters, hidden = draw(formula, 16, 5), rows(16)
+    object_ = FORMULAS[formula]
+    folded = object_.fold(parameters, act)
+    whole = object_.delta(hidden.double(), {name: value.double() for name, value in parameters.items()}, act)
+    parts = []
+    for chosen in ((3,), (4, 0), (1, 2)):
+        sliced = object_.restricted(parameters, chosen)
+        parts.append(reference(formula, hidden, sliced, act) - hidden.double())
+        assert close(folded.restricted(chosen).delta(hidden), parts[-1])
+        assert close(folded.scaled(-2.0).restricted(chosen).delta(hidden), -2 * parts[-1])
+        assert close(folded.restricted(chosen[::-1]).delta(hidden), parts[-1])
+    assert close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("dimensions", [(), (5,), (-1,), (0, 0)])
+@pytest.mark.parametrize("act", ["linear", "relu"])
+def test_restricting_to_dimensions_that_are_not_there_is_refused(act, dimensions):
+    parameters = draw("loreft", 16, 5)
+    for restrict in (
+        FORMULAS["loreft"].fold(parameters, act).restricted,
+        lambda chosen: FORMULAS["loreft"].restricted(parameters, chosen),
+    ):
+        with pytest.raises(InterventionSubspaceError, match="subspaces"):
+            restrict(dimensions)
+
+
+@pytest.mark.parametrize("formula", ["addition", "scale_shift"])
+def test_restricting_a_formula_without_rank_dimensions_is_refused(formula):
+    parameters = draw(formula, 16, 0)
+    with pytest.raises(InterventionSubspaceError, match="rank dimensions"):
+        FORMULAS[formula].restricted(parameters, (0,))
+    with pytest.raises(InterventionSubspaceError, match="rank dimensions"):
+        FORMULAS[formula].fold(parameters).restricted((0,))
+
+
+def test_interchange_gives_every_row_its_own_source():
+    parameters, hidden = draw("dii", 16, 3, optional=False), rows(16)
+    source_rows = rows(16, seed=8)
+    edits = FORMULAS["dii"].fold(parameters).scaled(0.5).with_source(source_rows)
+    live = {**parameters, "source": source_rows}
+    together = FORMULAS["dii"].edit(hidden, live)
+    for index, edit in enumerate(edits):
+        one = {**parameters, "source": source_rows[index]}
+        expected = reference("dii", hidden[index : index + 1], one, "linear")
+        assert close(together[index : index + 1], expected)
+        half = (expected + hidden[index : index + 1].double()) / 2
+        assert close(hidden[index : index + 1] + edit.delta(hidden[index : index + 1]), half)
+
+
+def test_interchange_without_a_source_is_refused():
+    parameters = draw("dii", 16, 3, optional=False)
+    for edit in (FORMULAS["dii"].fold(parameters).delta, lambda hidden: FORMULAS["dii"].edit(hidden, parameters)):
+        with pytest.raises(InterventionSourceError, match="source"):
+            edit(rows(16))
+    with pytest.raises(InterventionSourceError, match="takes no source"):
+        FORMULAS["loreft"].fold(draw("loreft", 16, 3)).with_source(rows(16))
+
+
 @pytest.mark.parametrize("formula", ["addition", "scale_shift"])
 def test_elementwise_formulas_start_as_the_identity(formula):
     hidden = rows(16)
@@ -188,6 +251,7 @@ def test_unknown_activation_is_refused(formula):
         ("loreft", "relu", ActLowRankEdit),
         ("noreft", "linear", LowRankEdit),
         ("consreft", "linear", LowRankEdit),
+        ("dii", "linear", LowRankEdit),
         ("lobireft", "linear", LowRankEdit),
         ("direft", "silu", ActLowRankEdit),
         ("nodireft", "linear", LowRankEdit),

@@ -29,7 +29,7 @@ def model(tiny_model):
     return tiny_model("llama")
 
 
-@pytest.mark.parametrize("formula", sorted(FORMULAS))
+@pytest.mark.parametrize("formula", sorted(FORMULAS.keys() - {"dii"}))  # which learns from pairs of prompts
 def test_training_lowers_the_loss_and_leaves_the_base_model_alone(model, tokenizer, dataset, formula):
     original = {name: value.clone() for name, value in model.state_dict().items()}
     # A constant vector can do little at two layers of a random model, and has far to go.
