@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from reft_interventions import FORMULAS, BaseModelRef, InterventionSet, InterventionSpec, Manifest, base_model_spec
+from reft_interventions.components import ROW_KINDS, is_head, whole_component
+from reft_interventions.model_tree import site_width
 
 settings.register_profile(
     "long", max_examples=2000, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
@@ -103,9 +105,9 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def make_set() -> MakeSet:
     """`make_set(model, spec, ..., seed=0, dtype=float32, strength=1.0, name="tiny", stores_source=True)`.
 
-    Each spec is a dict of `InterventionSpec` fields; layer 1, `block_output`, `loreft`, rank 4, `f1+l1` and untied
-    parameters where it says nothing. Values are random and strong enough to change the tokens. Unless `stores_source`,
-    a `dii` needs a source with every request.
+    Each spec is a dict of `InterventionSpec` fields; layer 1, `block_output`, `loreft`, rank 4, `f1+l1`, the model's
+    width, head 1 and untied parameters where it says nothing. Values are random and strong enough to change the tokens.
+    Unless `stores_source`, a `dii` needs a source with every request.
     """
 
     def make(
@@ -118,7 +120,7 @@ def make_set() -> MakeSet:
         stores_source: bool = True,
     ) -> InterventionSet:
         base = base_model_spec(model, "tiny")
-        completed = tuple(_complete_spec(spec, index) for index, spec in enumerate(specs or ({},)))
+        completed = tuple(_complete_spec(model, spec, index) for index, spec in enumerate(specs or ({},)))
         manifest = Manifest(
             name=name,
             base_model=BaseModelRef(
@@ -130,7 +132,7 @@ def make_set() -> MakeSet:
         groups = [_random_group(spec, base.hidden_size, generator, strength) for spec in manifest.parameter_groups]
         for spec, group in zip(manifest.parameter_groups, groups, strict=True):
             if spec.formula == "dii" and stores_source:
-                group["source"] = strength * torch.randn(base.hidden_size, generator=generator)
+                group["source"] = strength * torch.randn(spec.row_size(base.hidden_size), generator=generator)
         return InterventionSet.create(
             manifest, [{key: value.to(dtype) for key, value in group.items()} for group in groups]
         )
@@ -138,7 +140,7 @@ def make_set() -> MakeSet:
     return make
 
 
-def _complete_spec(spec: Mapping[str, Any], index: int) -> InterventionSpec:
+def _complete_spec(model: PreTrainedModel, spec: Mapping[str, Any], index: int) -> InterventionSpec:
     formula = FORMULAS[spec.get("formula", "loreft")]
     defaults = {
         "layer": 1,
@@ -148,13 +150,19 @@ def _complete_spec(spec: Mapping[str, Any], index: int) -> InterventionSpec:
         "positions": "f1+l1",
         "parameters": index,
     }
+    component = spec.get("component", "block_output")
+    if is_head(component):
+        defaults["head"] = 1
+    if ROW_KINDS[whole_component(component)] != "hidden":
+        defaults["width"] = site_width(model, component)
     return InterventionSpec(**{**defaults, **spec})
 
 
 def _random_group(
     spec: InterventionSpec, hidden_size: int, generator: torch.Generator, strength: float
 ) -> dict[str, torch.Tensor]:
-    group = FORMULAS[spec.formula].initial_parameters(hidden_size, spec.low_rank_dimension, generator)
+    width = spec.row_size(hidden_size)
+    group = FORMULAS[spec.formula].initial_parameters(width, spec.low_rank_dimension, generator)
     for name, value in group.items():
         if name != "rotate_layer":
             group[name] = value + strength * torch.randn(value.shape, generator=generator) * 0.5

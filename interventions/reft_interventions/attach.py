@@ -14,7 +14,7 @@ from .errors import InterventionShapeError
 from .folded import FoldedIntervention, FoldedSet
 from .intervention_set import InterventionSet
 from .manifest import InterventionSpec
-from .model_tree import ComponentHook, decoder, decoder_layers, resolve_component
+from .model_tree import Columns, ComponentHook, decoder, decoder_layers, resolve_component, row_sizes, site_width
 from .positions import InterventionPositions
 from .token_positions import PositionTracker
 from .validation import check_fits
@@ -27,14 +27,20 @@ AnySet = InterventionSet | FoldedSet
 class SiteEdit:
     """A function of the edited rows at one site.
 
-    `function` maps `[num_rows, hidden_size]` rows, in the residual's dtype, to their new values; it may hold live
-    parameters, gradients flow through.
+    `function` maps `[num_rows, width]` rows, in the residual's dtype, to their new values; it may hold live parameters,
+    gradients flow through. `component` is a whole one; `columns` are what is edited of it, None = all.
     """
 
     layer: int
     component: str
     positions: InterventionPositions
     function: RowFunction
+    columns: slice | None = None
+
+    @classmethod
+    def of(cls, spec: InterventionSpec, function: RowFunction) -> SiteEdit:
+        """`function` at the site of a manifest's intervention."""
+        return cls(spec.layer, spec.whole_component, spec.intervention_positions, function, spec.columns)
 
 
 @contextmanager
@@ -107,16 +113,10 @@ def site_edits(model: nn.Module, one: AnySet, scale: float = 1.0) -> list[SiteEd
     if isinstance(one, FoldedSet):
         moved = one.scaled(scale).to(device)
         return [SiteEdit(i.layer, i.component, i.positions, _folded_function(i)) for i in moved.interventions]
-    config: Any = model.config
-    check_fits(one, int(config.get_text_config().hidden_size), len(decoder_layers(model)))
+    check_fits(one, site_width(model, "block_output"), len(decoder_layers(model)), row_sizes(model))
     groups = [{name: tensor.to(device) for name, tensor in group.items()} for group in one.parameters]
     return [
-        SiteEdit(
-            spec.layer,
-            spec.component,
-            spec.intervention_positions,
-            _formula_function(spec, groups[spec.parameters], scale),
-        )
+        SiteEdit.of(spec, _formula_function(spec, groups[spec.parameters], scale))
         for spec in one.manifest.interventions
     ]
 
@@ -146,11 +146,21 @@ def _formula_function(spec: InterventionSpec, parameters: Mapping[str, Tensor], 
 
 def _register(hook: ComponentHook, site: Sequence[SiteEdit], tracker: PositionTracker) -> Callable[[], None]:
     def change(hidden: Tensor) -> Tensor:
+        if hook.columns is not None:
+            return _put_columns(hidden, hook.columns, change_rows(hidden[..., hook.columns]))
+        return change_rows(hidden)
+
+    def change_rows(hidden: Tensor) -> Tensor:
         for edit in site:
             index = tracker.index(edit.positions, hidden)
             if index is not None:
+                rows = hidden[index]  # [num_rows, width]
+                if edit.columns is None:
+                    rows = edit.function(rows)
+                else:
+                    rows = _put_columns(rows, edit.columns, edit.function(rows[..., edit.columns]))
                 # Out of place: the original may be a residual that others read, or need its gradient.
-                hidden = hidden.index_put(index, edit.function(hidden[index]))
+                hidden = hidden.index_put(index, rows)
         return hidden
 
     def change_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -168,3 +178,10 @@ def _register(hook: ComponentHook, site: Sequence[SiteEdit], tracker: PositionTr
     if hook.is_input:
         return hook.module.register_forward_pre_hook(change_input, with_kwargs=True).remove
     return hook.module.register_forward_hook(change_output).remove
+
+
+def _put_columns(rows: Tensor, columns: Columns, values: Tensor) -> Tensor:
+    """A copy of `rows` with other values in some columns."""
+    changed = rows.clone()
+    changed[..., columns] = values
+    return changed

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import ClassVar, NoReturn, Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ class TensorEdit(ABC):
     `with_source`.
     """
 
-    needs_source: ClassVar[bool] = False
+    @property
+    def needs_source(self) -> bool:
+        return False
 
     @abstractmethod
     def delta(self, rows: Tensor) -> Tensor:
@@ -60,8 +62,11 @@ class TensorEdit(ABC):
 
     def to(self, device: torch.device) -> Self:
         """A copy with every weight on `device`."""
-        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        return replace(self, **moved)
+        return self.with_tensors({name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same edit with other weights, by the names of `tensors`."""
+        return replace(self, **tensors)
 
     @cached_property
     def num_bytes(self) -> int:
@@ -174,10 +179,12 @@ class InterchangeEdit(TensorEdit):
         up: Rᵀ times the scale, the same shape, float32.
     """
 
-    needs_source: ClassVar[bool] = True
-
     rotation: Tensor
     up: Tensor
+
+    @property
+    def needs_source(self) -> bool:
+        return True
 
     def delta(self, rows: Tensor) -> NoReturn:  # noqa: ARG002
         """Not defined before `with_source`."""
@@ -252,6 +259,45 @@ def _with_rows(edit: _Edit, dimensions: tuple[int, ...]) -> _Edit:
     tensors = edit.tensors()
     check_dimensions(dimensions, next(iter(tensors.values())).shape[0])
     return replace(edit, **{name: tensor[list(dimensions)] for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class MlpEdit(TensorEdit):
+    """A network of one hidden layer.
+
+    Semantics:
+        delta = act(rows @ weight_in.T + bias_in) @ weight_out + bias_out + row_factor * rows
+
+    Args:
+        weight_in: `[low_rank_dimension, hidden_size]`, float32.
+        bias_in: `[low_rank_dimension]`, float32.
+        weight_out: `[low_rank_dimension, hidden_size]`, float32.
+        bias_out: `[hidden_size]`, float32.
+        act: a name in `ACTIVATIONS`.
+        row_factor: 0 adds the network's output to the row, -1 puts it in the row's place.
+    """
+
+    weight_in: Tensor
+    bias_in: Tensor
+    weight_out: Tensor
+    bias_out: Tensor
+    act: str
+    row_factor: float
+
+    def delta(self, rows: Tensor) -> Tensor:
+        """What to add to `rows`; both `[num_rows, hidden_size]`, float32."""
+        inner = activate(_project(rows, self.weight_in, self.bias_in), self.act)
+        outputs = _expand(inner, self.weight_out) + self.bias_out
+        return outputs if self.row_factor == 0.0 else outputs.add_(rows, alpha=self.row_factor)
+
+    def scaled(self, scale: float) -> MlpEdit:
+        """The same edit with its delta multiplied by `scale`."""
+        return replace(
+            self,
+            weight_out=self.weight_out * scale,
+            bias_out=self.bias_out * scale,
+            row_factor=self.row_factor * scale,
+        )
 
 
 def _project(rows: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:

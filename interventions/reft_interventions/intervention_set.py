@@ -10,6 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from .columns_edit import ColumnsEdit
 from .errors import InterventionManifestError, InterventionShapeError
 from .folded import FoldedEdit, FoldedIntervention, FoldedSet
 from .folding import TensorEdit
@@ -78,18 +79,27 @@ class InterventionSet:
 
     def fold(self) -> FoldedSet:
         """Fold every intervention in float32; the result's hash covers folded weights, sites and positions."""
-        edits: dict[tuple[int, str], FoldedEdit] = {}
+        edits: dict[tuple[int, str, int | None], FoldedEdit] = {}
         hasher = hashlib.sha256(b"reft-folded-1")
         folded: list[FoldedIntervention] = []
         for spec in self.manifest.interventions:
-            key = (spec.parameters, spec.act)
+            key = (spec.parameters, spec.act, spec.head)
             if key not in edits:  # tied interventions share one copy of the weights
-                edits[key] = spec.formula_object.fold(self.parameters[spec.parameters], spec.act)
-            edit, positions = edits[key], spec.intervention_positions
-            folded.append(FoldedIntervention(spec.layer, spec.component, positions, edit))
-            hasher.update(f"|{spec.layer}|{spec.component}|{positions!r}|".encode())
+                edits[key] = self._fold_one(spec)
+            edit, positions, component = edits[key], spec.intervention_positions, spec.whole_component
+            folded.append(FoldedIntervention(spec.layer, component, positions, edit))
+            hasher.update(f"|{spec.layer}|{component}|{positions!r}|".encode())
             hasher.update(edit_digest(edit))
         return FoldedSet(f"sha256:{hasher.hexdigest()}", tuple(folded))
+
+    def _fold_one(self, spec: InterventionSpec) -> FoldedEdit:
+        edit = spec.formula_object.fold(self.parameters[spec.parameters], spec.act)
+        columns = spec.columns
+        if columns is None:
+            return edit
+        if not isinstance(edit, TensorEdit):
+            raise TypeError(f"{type(edit).__name__} can't edit one head")
+        return ColumnsEdit(edit, columns.start, columns.stop)
 
 
 def edit_digest(edit: FoldedEdit) -> bytes:
@@ -139,10 +149,11 @@ def check_shape(spec: InterventionSpec, index: int, name: str, shape: tuple[int,
     Raises:
         InterventionShapeError: they differ.
     """
-    expected = spec.formula_object.parameter_shapes(hidden_size, spec.low_rank_dimension)[name]
+    expected = spec.formula_object.parameter_shapes(spec.row_size(hidden_size), spec.low_rank_dimension)[name]
     if shape != expected:
+        size = f"hidden_size {hidden_size}" if spec.width is None else f"width {spec.width}"
         raise InterventionShapeError(
-            f"sites.{index}.{name} has shape {list(shape)}; with hidden_size {hidden_size} and low_rank_dimension "
+            f"sites.{index}.{name} has shape {list(shape)}; with {size} and low_rank_dimension "
             f"{spec.low_rank_dimension} it must be {list(expected)}",
             param=name,
         )

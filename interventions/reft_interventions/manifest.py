@@ -12,15 +12,17 @@ from pydantic import (
     Discriminator,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
     StrictInt,
     StrictStr,
     Tag,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
 from .activations import Activation
-from .components import check_component
+from .components import ROW_KINDS, check_component, is_head, whole_component
 from .errors import InterventionManifestError
 from .formulas import FORMULAS, Formula
 from .positions import InterventionPositions, Part, ShortPromptRule
@@ -64,7 +66,9 @@ class InterventionSpec(_Strict):
     """One intervention: a formula at a site, the tokens it edits, and the group of tensors it uses.
 
     `parameters` = i names the tensors `sites.<i>.*`; two specs with the same i are tied. `low_rank_dimension` is 0 for
-    the formulas without one (`addition`, `scale_shift`).
+    the formulas without one (`addition`, `scale_shift`). `head` belongs to the `head_*` components. `width` is the size
+    of an edited row where that isn't the base model's hidden_size: of an MLP's inner row, of all query or key heads, or
+    of one head.
     """
 
     layer: Annotated[StrictInt, Field(ge=0)]
@@ -77,6 +81,30 @@ class InterventionSpec(_Strict):
     suffix_offset: Annotated[StrictInt, Field(ge=0, le=10**6)] = 0
     short_prompt: ShortPromptRule = "paper"
     parameters: Annotated[StrictInt, Field(ge=0)]
+    head: Annotated[StrictInt, Field(ge=0, le=1 << 14)] | None = None
+    width: Annotated[StrictInt, Field(ge=1, le=1 << 20)] | None = None
+
+    def row_size(self, hidden_size: int) -> int:
+        """How many numbers an edited row has."""
+        return self.width or hidden_size
+
+    @property
+    def whole_component(self) -> str:
+        """The component that `columns` are of."""
+        return whole_component(self.component)
+
+    @property
+    def columns(self) -> slice | None:
+        """The columns of the whole component that are edited; None = all."""
+        if self.head is None or self.width is None:
+            return None
+        return slice(self.head * self.width, (self.head + 1) * self.width)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `head` and `width` where there are none: files from before they existed keep their hash."""
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     def intervention_positions(self) -> InterventionPositions:
@@ -100,8 +128,19 @@ class InterventionSpec(_Strict):
             _refuse(f"formula {self.formula!r} has no low rank: low_rank_dimension must be 0", "low_rank_dimension")
         if not formula.has_act and self.act != "linear":
             _refuse(f"formula {self.formula!r} has no activation: act must be 'linear'", "act")
+        self._check_row()
         _ = self.intervention_positions  # raises when the positions can't be read
         return self
+
+    def _check_row(self) -> None:
+        if is_head(self.component):
+            if self.head is None or self.width is None:
+                missing = "head" if self.head is None else "width"
+                _refuse(f"component {self.component!r} needs `head` and `width`, the size of one head", missing)
+        elif self.head is not None:
+            _refuse(f"component {self.component!r} has no heads; use head_{self.component} or leave head out", "head")
+        elif self.width is not None and ROW_KINDS[self.component] == "hidden":
+            _refuse(f"a row of {self.component!r} has hidden_size numbers; leave width out", "width")
 
 
 class Manifest(_Strict):
@@ -141,9 +180,10 @@ class Manifest(_Strict):
         for spec in self.interventions:
             if spec.layer >= self.base_model.num_layers:
                 _refuse(f"layer {spec.layer} is outside the base model's {self.base_model.num_layers} layers", "layer")
-            if spec.low_rank_dimension > self.base_model.hidden_size:
-                _refuse(f"low_rank_dimension {spec.low_rank_dimension} exceeds hidden_size", "low_rank_dimension")
-            same_site = at_site.setdefault((spec.layer, spec.component), [])
+            if spec.low_rank_dimension > spec.row_size(self.base_model.hidden_size):
+                size = "hidden_size" if spec.width is None else "width"
+                _refuse(f"low_rank_dimension {spec.low_rank_dimension} exceeds {size}", "low_rank_dimension")
+            same_site = at_site.setdefault((spec.layer, spec.whole_component), [])
             _check_overlap(spec, same_site)
             same_site.append(spec)
         if {spec.parameters for spec in self.interventions} != set(range(self.num_parameter_groups)):
@@ -152,8 +192,10 @@ class Manifest(_Strict):
         groups = self.parameter_groups
         for spec in self.interventions:
             first = groups[spec.parameters]
-            if (spec.formula, spec.low_rank_dimension) != (first.formula, first.low_rank_dimension):
-                _refuse("interventions with tied parameters must share formula and low_rank_dimension", "parameters")
+            if _shape_of(spec) != _shape_of(first):
+                _refuse(
+                    "interventions with tied parameters must share formula, low_rank_dimension and width", "parameters"
+                )
         return self
 
     @classmethod
@@ -187,8 +229,14 @@ def _location(error: ValidationError) -> str:
     return ".".join(parts)[:200] or "manifest"
 
 
+def _shape_of(spec: InterventionSpec) -> tuple[str, int, int | None]:
+    return spec.formula, spec.low_rank_dimension, spec.width
+
+
 def _check_overlap(spec: InterventionSpec, same_site: list[InterventionSpec]) -> None:
     for other in same_site:
+        if None not in (spec.head, other.head) and spec.head != other.head:
+            continue  # two heads: no number in common
         if spec.intervention_positions.may_overlap(other.intervention_positions):
             _refuse(
                 f"two interventions edit the same tokens at layer {spec.layer} {spec.component}; inside one set "

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .components import check_component
+from .components import RowSizes, check_component, whole_component
 from .errors import UnsupportedComponentError
 from .validation import BaseModelSpec
 
@@ -18,6 +19,10 @@ _INNER_NAMES = ("model", "transformer", "gpt_neox", "language_model", "text_mode
 _LAYERS_NAMES = ("layers", "h")
 _ATTENTION_NAMES = ("self_attn", "attn", "attention")
 _MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe")
+_ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
+_OUTPUT_NAMES = ("o_proj", "c_proj", "dense", "out_proj")
+_PROJECTIONS = ("query_output", "key_output", "value_output")
+_FUSED_PROJECTIONS = MappingProxyType({"gpt2": "c_attn", "gpt_neox": "query_key_value", "phi3": "qkv_proj"})
 _CONFIG_FIELDS = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "intermediate_size", "vocab_size", "hidden_act", "hidden_activation", "rms_norm_eps", "layer_norm_eps",
@@ -28,12 +33,20 @@ _SAMPLE_SIZE = 64
 _EMBEDDING_SAMPLE_SIZE = 4096
 
 
+Columns = slice | Tensor
+"""Columns of a row: a range, or an index `[num_columns]`, int64."""
+
+
 @dataclass(frozen=True)
 class ComponentHook:
-    """A component as a module and which side of it: its first argument (`is_input`) or its output."""
+    """A component as a module and which side of it: its first argument (`is_input`) or its output.
+
+    `columns` are the component's where a product is fused, in the component's own order; None = all.
+    """
 
     module: nn.Module
     is_input: bool
+    columns: Columns | None = None
 
 
 def decoder(model: nn.Module) -> nn.Module:
@@ -74,31 +87,90 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def resolve_component(model: nn.Module, layer: int, component: str) -> ComponentHook:
-    """The module whose input or output is `component` of decoder layer `layer`.
+    """The module whose input or output is `component` of decoder layer `layer`; of a `head_*` one, the whole's.
 
     Raises:
         UnsupportedComponentError: the component is not served, the layer is out of range, or the architecture has no
             such part.
     """
     check_component(component)
+    component = whole_component(component)
     layers = decoder_layers(model)
     if not 0 <= layer < len(layers):
         raise UnsupportedComponentError(f"layer {layer} is outside the model's {len(layers)} layers", param="layer")
     block = layers[layer]
-    part, _, side = component.rpartition("_")
-    if part == "block":
-        return ComponentHook(block, side == "input")
-    for name in _MLP_NAMES if part == "mlp" else _ATTENTION_NAMES:
-        module = getattr(block, name, None)
+    if component.startswith("block_"):
+        return ComponentHook(block, component == "block_input")
+    if component.startswith("mlp_"):
+        mlp = _child(block, _MLP_NAMES, "mlp")
+        if component == "mlp_activation":
+            return ComponentHook(_child(mlp, _ACTIVATION_NAMES, component), is_input=False)
+        return ComponentHook(mlp, component == "mlp_input")
+    attention = _child(block, _ATTENTION_NAMES, "attention")
+    if component in ("attention_input", "attention_output"):
+        return ComponentHook(attention, component == "attention_input")
+    if component == "attention_value_output":
+        return ComponentHook(_child(attention, _OUTPUT_NAMES, component), is_input=True)
+    return _projection(model, attention, component)
+
+
+def _child(parent: nn.Module, names: tuple[str, ...], part: str) -> nn.Module:
+    for name in names:
+        module = getattr(parent, name, None)
         if isinstance(module, nn.Module):
-            return ComponentHook(module, side == "input")
-    raise UnsupportedComponentError(f"{type(block).__name__} has no {part} module", param="component")
+            return module
+    raise UnsupportedComponentError(f"{type(parent).__name__} has no {part} module", param="component")
+
+
+def _projection(model: nn.Module, attention: nn.Module, component: str) -> ComponentHook:
+    """Where queries, keys or values leave their product: before norms on heads, and before they are rotated."""
+    config, sizes = _text_config(model), row_sizes(model)
+    width = sizes.width(component, int(config.hidden_size))
+    num_query, num_key = sizes.num_attention_heads * sizes.head_dim, sizes.num_key_value_heads * sizes.head_dim
+    which = _PROJECTIONS.index(component)
+    name = _FUSED_PROJECTIONS.get(config.model_type)
+    if name is None:
+        module = _child(attention, (f"{component[0]}_proj",), component)
+        if getattr(module, "out_features", width) != width:
+            raise UnsupportedComponentError(
+                f"{component} of {type(attention).__name__} holds more than the projection", param="component"
+            )
+        return ComponentHook(module, is_input=False)
+    module = _child(attention, (name,), component)
+    if config.model_type == "gpt_neox":  # head by head: its query, its key, its value
+        heads = torch.arange(sizes.num_attention_heads)[:, None] * 3 + which
+        return ComponentHook(module, False, (heads * sizes.head_dim + torch.arange(sizes.head_dim)).flatten())
+    start = (0, num_query, num_query + num_key)[which]
+    return ComponentHook(module, False, slice(start, start + width))
 
 
 def base_model_spec(model: nn.Module, model_id: str) -> BaseModelSpec:
     """What validation needs to know about a resident transformers model."""
     config = _text_config(model)
-    return BaseModelSpec(model_id, fingerprint(model), int(config.hidden_size), len(decoder_layers(model)))
+    num_layers = len(decoder_layers(model))
+    return BaseModelSpec(model_id, fingerprint(model), int(config.hidden_size), num_layers, row_sizes(model))
+
+
+def row_sizes(model: nn.Module) -> RowSizes:
+    """A transformers model's sizes besides `hidden_size`, from its configuration."""
+    config = _text_config(model)
+    num_heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    num_kv_heads = int(getattr(config, "num_key_value_heads", 0) or num_heads)
+    head_dim = int(getattr(config, "head_dim", 0) or (config.hidden_size // num_heads if num_heads else 0))
+    intermediate_size = getattr(config, "intermediate_size", 0) or getattr(config, "n_inner", 0)
+    if not intermediate_size and config.model_type == "gpt2":
+        intermediate_size = 4 * config.hidden_size
+    return RowSizes(int(intermediate_size or 0), num_heads, num_kv_heads, head_dim)
+
+
+def site_width(model: nn.Module, component: str) -> int:
+    """How many numbers one row of `component` has in this model; of a `head_*` one, of one head.
+
+    Raises:
+        UnsupportedComponentError: no such component is served, or the model's configuration does not tell.
+    """
+    check_component(component)
+    return row_sizes(model).width(component, int(_text_config(model).hidden_size))
 
 
 def fingerprint(model: nn.Module) -> str:

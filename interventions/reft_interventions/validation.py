@@ -9,8 +9,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from .components import NO_ROW_SIZES, RowSizes
 from .errors import InterventionBaseMismatchError, InterventionShapeError, InterventionValueError
 from .intervention_set import InterventionSet
+from .manifest import InterventionSpec
 
 _ORTHONORMAL_TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
     # Largest |RᵀR - I|. 16-bit storage rounds each entry by 2⁻⁹ (bfloat16) or 2⁻¹² (float16) of itself.
@@ -21,12 +23,13 @@ _COLLAPSED_NORM = 0.5
 
 @dataclass(frozen=True)
 class BaseModelSpec:
-    """The resident base model, as validation needs it."""
+    """The resident base model, as validation needs it; without `row_sizes` only rows of hidden_size can be edited."""
 
     model_id: str
     fingerprint: str
     hidden_size: int
     num_layers: int
+    row_sizes: RowSizes = NO_ROW_SIZES
 
 
 def validate_for_base(intervention_set: InterventionSet, base: BaseModelSpec) -> None:
@@ -44,11 +47,12 @@ def check_base(intervention_set: InterventionSet, base: BaseModelSpec) -> None:
     """Refuse a set that does not fit `base`; its values are not looked at.
 
     Raises:
-        InterventionShapeError: hidden size or layer count differ from the base model's.
+        InterventionShapeError: hidden size, layer count, row sizes or head counts differ from the base model's.
+        UnsupportedComponentError: the base model has no such component.
         InterventionBaseMismatchError: trained for another model of the same shape. A manifest without a fingerprint
             passes when hidden size and layer count agree.
     """
-    check_fits(intervention_set, base.hidden_size, base.num_layers)
+    check_fits(intervention_set, base.hidden_size, base.num_layers, base.row_sizes)
     trained_for = intervention_set.manifest.base_model
     if trained_for.fingerprint and trained_for.fingerprint != base.fingerprint:
         raise InterventionBaseMismatchError(
@@ -58,11 +62,12 @@ def check_base(intervention_set: InterventionSet, base: BaseModelSpec) -> None:
         )
 
 
-def check_fits(intervention_set: InterventionSet, hidden_size: int, num_layers: int) -> None:
+def check_fits(intervention_set: InterventionSet, hidden_size: int, num_layers: int, row_sizes: RowSizes) -> None:
     """Compare a set's shapes with a model's.
 
     Raises:
-        InterventionShapeError: hidden size or layer count differ.
+        InterventionShapeError: hidden size, layer count, a row's size differ, or the model has fewer heads.
+        UnsupportedComponentError: the model has no such component.
     """
     trained_for = intervention_set.manifest.base_model
     if trained_for.hidden_size != hidden_size:
@@ -74,6 +79,24 @@ def check_fits(intervention_set: InterventionSet, hidden_size: int, num_layers: 
         raise InterventionShapeError(
             f"the set is for a model of {trained_for.num_layers} layers, the base model has {num_layers}",
             param="num_layers",
+        )
+    for spec in intervention_set.manifest.interventions:
+        _check_row(spec, hidden_size, row_sizes)
+
+
+def _check_row(spec: InterventionSpec, hidden_size: int, row_sizes: RowSizes) -> None:
+    width = row_sizes.width(spec.component, hidden_size)
+    if spec.row_size(hidden_size) != width:
+        raise InterventionShapeError(
+            f"the set edits rows of {spec.row_size(hidden_size)} numbers at {spec.component}, the base model's have "
+            f"{width}; set the intervention's width to {width}",
+            param="width",
+        )
+    if spec.head is not None and spec.head >= row_sizes.num_heads(spec.component):
+        raise InterventionShapeError(
+            f"head {spec.head} is outside the base model's {row_sizes.num_heads(spec.component)} heads of "
+            f"{spec.whole_component}",
+            param="head",
         )
 
 

@@ -68,6 +68,7 @@ def build_app(settings: Settings) -> FastAPI:
             fingerprint=info.fingerprint,
             hidden_size=info.hidden_size,
             num_layers=info.num_layers,
+            row_sizes=info.row_sizes,
         ),
         FileLimits(max_file_bytes=int(settings.max_upload_bytes)),
         _device_pool(torch.device(info.device), settings),

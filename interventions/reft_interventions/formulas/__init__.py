@@ -12,6 +12,7 @@ from .dii import Dii, interchange
 from .direft import Direft
 from .lobireft import Lobireft
 from .loreft import Loreft
+from .mlp import Mlp, MlpResidual
 from .nodireft import Nodireft
 from .noreft import Noreft
 from .scale_shift import ScaleShift
@@ -20,5 +21,6 @@ __all__ = ["FORMULAS", "Formula", "Parameters", "interchange"]
 
 _ALL: tuple[Formula, ...] = (
     Loreft(), Noreft(), Consreft(), Lobireft(), Direft(), Nodireft(), Dii(), Addition(), ScaleShift(),
+    Mlp(), MlpResidual(),
 )  # fmt: skip
 FORMULAS: Mapping[str, Formula] = MappingProxyType({formula.id: formula for formula in _ALL})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -69,5 +68,5 @@ class EditStacks:
             buffer = buffers.get(field)
             if buffer is None or buffer.shape[0] < len(edits):
                 buffer = buffers[field] = first.new_empty(len(edits), *first.shape)
-            stacked[field] = torch.stack([getattr(edit, field) for edit in edits], out=buffer[: len(edits)])
-        return replace(edits[0], **stacked)
+            stacked[field] = torch.stack([edit.tensors()[field] for edit in edits], out=buffer[: len(edits)])
+        return edits[0].with_tensors(stacked)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from reft_interventions.columns_edit import ColumnsEdit
 from reft_interventions.folded import FoldedEdit
 
 
@@ -36,10 +37,13 @@ def apply_edits(hidden: Tensor, groups: Sequence[EditGroup]) -> None:
     Source: Wu et al. 2024, arXiv:2404.03592, eq. 4, folded.
     """
     for group in groups:
+        edit, columns = group.edit, hidden
+        if isinstance(group.edit, ColumnsEdit):
+            edit, columns = group.edit.inner, hidden[:, group.edit.start : group.edit.end]
         if isinstance(group.rows, slice):
-            rows = hidden[group.rows]  # [num_edited, hidden_size], a view
-            rows += group.edit.delta(rows.float()).to(hidden.dtype)
+            rows = columns[group.rows]  # [num_edited, hidden_size], a view
+            rows += edit.delta(rows.float()).to(hidden.dtype)
         else:
-            rows = hidden.index_select(0, group.rows)  # [num_edited, hidden_size]
-            rows += group.edit.delta(rows.float()).to(hidden.dtype)
-            hidden.index_copy_(0, group.rows, rows)
+            rows = columns.index_select(0, group.rows)  # [num_edited, hidden_size]
+            rows += edit.delta(rows.float()).to(hidden.dtype)
+            columns.index_copy_(0, group.rows, rows)

@@ -61,6 +61,6 @@ def _num_parameters(manifest: Manifest) -> int:
     total = 0
     for spec in manifest.parameter_groups:
         formula = FORMULAS[spec.formula]
-        shapes = formula.parameter_shapes(manifest.base_model.hidden_size, spec.low_rank_dimension)
+        shapes = formula.parameter_shapes(spec.row_size(manifest.base_model.hidden_size), spec.low_rank_dimension)
         total += sum(math.prod(shape) for key, shape in shapes.items() if key not in formula.optional_parameters)
     return total

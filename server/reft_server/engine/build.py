@@ -110,6 +110,7 @@ def _model_info(model: PreTrainedModel, model_id: str, settings: EngineSettings)
         fingerprint=spec.fingerprint,
         hidden_size=spec.hidden_size,
         num_layers=spec.num_layers,
+        row_sizes=spec.row_sizes,
         vocab_size=int(model.config.get_text_config().vocab_size),
         max_model_len=settings.max_model_len or window,
         eos_token_ids=frozenset(eos_ids),

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from reft_interventions.components import NO_ROW_SIZES, RowSizes
 from reft_interventions.folded import FoldedSet
 from reft_server.errors import ReftError
 
@@ -25,6 +26,7 @@ class ModelInfo:
     eos_token_ids: frozenset[int]
     dtype: str
     device: str
+    row_sizes: RowSizes = NO_ROW_SIZES
 
 
 @dataclass(frozen=True)

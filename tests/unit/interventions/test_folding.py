@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from reft_interventions import InterventionSet
-from reft_interventions.folding import ActLowRankEdit, ElementwiseEdit, LowRankEdit
+from reft_interventions.columns_edit import ColumnsEdit
+from reft_interventions.folding import ActLowRankEdit, ElementwiseEdit, LowRankEdit, MlpEdit
 from reft_interventions.intervention_set import edit_digest
 
 RANK, SIZE = 3, 8
@@ -30,12 +31,26 @@ def elementwise() -> ElementwiseEdit:
     return ElementwiseEdit(torch.randn(SIZE), torch.randn(SIZE))
 
 
+def mlp(row_factor: float) -> MlpEdit:
+    torch.manual_seed(3)
+    weights = (torch.randn(RANK, SIZE), torch.randn(RANK), torch.randn(RANK, SIZE), torch.randn(SIZE))
+    return MlpEdit(*weights, "gelu", row_factor)
+
+
+def columns() -> ColumnsEdit:
+    torch.manual_seed(4)
+    return ColumnsEdit(LowRankEdit(torch.randn(RANK, 3), torch.randn(RANK), torch.randn(RANK, 3)), 2, 5)
+
+
 EDITS = {
     "low_rank": low_rank(),
     "act": act_low_rank(),
     "act_without_target": act_low_rank(with_target=False),
     "elementwise": elementwise(),
     "addition": ElementwiseEdit(None, torch.ones(SIZE)),
+    "mlp": mlp(-1.0),
+    "mlp_residual": mlp(0.0),
+    "columns": columns(),
 }
 
 
@@ -47,6 +62,9 @@ def test_edit_counts_the_bytes_of_its_weights(name):
         "act_without_target": 2 * RANK * SIZE + RANK,
         "elementwise": 2 * SIZE,
         "addition": SIZE,
+        "mlp": 2 * RANK * SIZE + RANK + SIZE,
+        "mlp_residual": 2 * RANK * SIZE + RANK + SIZE,
+        "columns": 2 * RANK * 3 + RANK,
     }[name]
     assert EDITS[name].num_bytes == 4 * expected
 
@@ -67,13 +85,27 @@ def test_scale_zero_switches_off_and_minus_one_negates(name):
     assert torch.allclose(EDITS[name].scaled(-1.0).delta(rows), -delta, atol=1e-5)
 
 
+def test_columns_edit_is_the_inner_edit_on_its_columns_and_0_elsewhere():
+    rows, edit = torch.randn(4, SIZE), columns()
+    delta = edit.delta(rows)
+    assert torch.equal(delta[:, 2:5], edit.inner.delta(rows[:, 2:5]))
+    assert torch.equal(delta[:, [0, 1, 5, 6, 7]], torch.zeros(4, SIZE - 3))
+
+
 def test_delta_of_no_rows_is_empty():
     for edit in EDITS.values():
         assert edit.delta(torch.zeros(0, SIZE)).shape == (0, SIZE)
 
 
 def test_digests_differ_by_kind_weights_and_act():
-    edits = [*EDITS.values(), low_rank(seed=9), act_low_rank("tanh"), EDITS["low_rank"].scaled(0.5)]
+    edits = [
+        *EDITS.values(),
+        columns().inner,
+        ColumnsEdit(columns().inner, 1, 4),
+        low_rank(seed=9),
+        act_low_rank("tanh"),
+        EDITS["low_rank"].scaled(0.5),
+    ]
     assert len({edit_digest(edit) for edit in edits}) == len(edits)
     assert edit_digest(low_rank()) == edit_digest(low_rank())
 

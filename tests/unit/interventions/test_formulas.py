@@ -10,10 +10,10 @@ import torch
 
 from reft_interventions import FORMULAS
 from reft_interventions.activations import ACTIVATIONS
-from reft_interventions.errors import InterventionManifestError, InterventionSourceError, InterventionSubspaceError
-from reft_interventions.folding import ActLowRankEdit, ElementwiseEdit, LowRankEdit
+from reft_interventions.errors import InterventionManifestError, InterventionSubspaceError
+from reft_interventions.folding import ActLowRankEdit, ElementwiseEdit, LowRankEdit, MlpEdit
 
-WITH_ACT = ("loreft", "noreft", "direft", "nodireft")
+WITH_ACT = ("loreft", "noreft", "direft", "nodireft", "mlp", "mlp_residual")
 WITHOUT_ACT = ("consreft", "lobireft", "dii", "addition", "scale_shift")
 CASES = [(formula, act) for formula in WITH_ACT for act in ACTIVATIONS] + [(f, "linear") for f in WITHOUT_ACT]
 SIZES = [(1, 1), (8, 1), (8, 8), (64, 4), (48, 32)]
@@ -36,6 +36,10 @@ def reference_row(formula: str, h: np.ndarray, p: dict[str, np.ndarray], act: st
         return h + p["vector"]
     if formula == "scale_shift":
         return h * p["scale"] + p["shift"]
+    if formula in ("mlp", "mlp_residual"):
+        inner = [act64(float(np.dot(w, h) + b), act) for w, b in zip(p["weight_in"], p["bias_in"], strict=True)]
+        outputs = np.array([np.dot(w, inner) + b for w, b in zip(p["weight_out"], p["bias_out"], strict=True)])
+        return outputs if formula == "mlp" else h + outputs
     out = h.copy()
     rank = p["rotate_layer"].shape[1] if "rotate_layer" in p else p["proj_weight"].shape[0]
     for k in range(rank):
@@ -199,43 +203,20 @@ def test_restricting_to_dimensions_that_are_not_there_is_refused(act, dimensions
             restrict(dimensions)
 
 
-@pytest.mark.parametrize("formula", ["addition", "scale_shift"])
-def test_restricting_a_formula_without_rank_dimensions_is_refused(formula):
-    parameters = draw(formula, 16, 0)
-    with pytest.raises(InterventionSubspaceError, match="rank dimensions"):
-        FORMULAS[formula].restricted(parameters, (0,))
-    with pytest.raises(InterventionSubspaceError, match="rank dimensions"):
-        FORMULAS[formula].fold(parameters).restricted((0,))
-
-
-def test_interchange_gives_every_row_its_own_source():
-    parameters, hidden = draw("dii", 16, 3, optional=False), rows(16)
-    source_rows = rows(16, seed=8)
-    edits = FORMULAS["dii"].fold(parameters).scaled(0.5).with_source(source_rows)
-    live = {**parameters, "source": source_rows}
-    together = FORMULAS["dii"].edit(hidden, live)
-    for index, edit in enumerate(edits):
-        one = {**parameters, "source": source_rows[index]}
-        expected = reference("dii", hidden[index : index + 1], one, "linear")
-        assert close(together[index : index + 1], expected)
-        half = (expected + hidden[index : index + 1].double()) / 2
-        assert close(hidden[index : index + 1] + edit.delta(hidden[index : index + 1]), half)
-
-
-def test_interchange_without_a_source_is_refused():
-    parameters = draw("dii", 16, 3, optional=False)
-    for edit in (FORMULAS["dii"].fold(parameters).delta, lambda hidden: FORMULAS["dii"].edit(hidden, parameters)):
-        with pytest.raises(InterventionSourceError, match="source"):
-            edit(rows(16))
-    with pytest.raises(InterventionSourceError, match="takes no source"):
-        FORMULAS["loreft"].fold(draw("loreft", 16, 3)).with_source(rows(16))
-
-
-@pytest.mark.parametrize("formula", ["addition", "scale_shift"])
-def test_elementwise_formulas_start_as_the_identity(formula):
+@pytest.mark.parametrize("formula", ["addition", "scale_shift", "mlp_residual"])
+def test_formulas_start_as_the_identity(formula):
     hidden = rows(16)
-    parameters = FORMULAS[formula].initial_parameters(16, 0, torch.Generator())
+    parameters = FORMULAS[formula].initial_parameters(16, 8, torch.Generator())
     assert torch.equal(FORMULAS[formula].edit(hidden, parameters), hidden)
+
+
+def test_mlp_starts_as_a_projection():
+    hidden, parameters = rows(16), FORMULAS["mlp"].initial_parameters(16, 6, torch.Generator().manual_seed(3))
+    once = FORMULAS["mlp"].edit(hidden, parameters)
+    assert torch.allclose(FORMULAS["mlp"].edit(once, parameters), once, atol=1e-5)
+    assert (once.norm(dim=1) < hidden.norm(dim=1)).all()
+    whole = FORMULAS["mlp"].initial_parameters(16, 16, torch.Generator().manual_seed(3))
+    assert torch.allclose(FORMULAS["mlp"].edit(hidden, whole), hidden, atol=1e-5)
 
 
 @pytest.mark.parametrize("formula", WITH_ACT)
@@ -257,6 +238,8 @@ def test_unknown_activation_is_refused(formula):
         ("nodireft", "linear", LowRankEdit),
         ("addition", "linear", ElementwiseEdit),
         ("scale_shift", "linear", ElementwiseEdit),
+        ("mlp", "relu", MlpEdit),
+        ("mlp_residual", "linear", MlpEdit),
     ],
 )
 def test_formula_folds_to_the_expected_kind(formula, act, kind):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from reft_interventions import BaseModelRef, InterventionSet, InterventionSpec, Manifest
+from reft_interventions import BaseModelRef, InterventionSet, InterventionSpec, Manifest, load
 from reft_interventions.errors import (
     InterventionManifestError,
     InterventionShapeError,
@@ -172,7 +173,7 @@ def test_long_values_do_not_flood_the_message(field):
     assert len(caught.value.message) < 600
 
 
-@pytest.mark.parametrize("component", ["attention_value_output", "head_query_output", "mlp_activation", "x" * 10_000])
+@pytest.mark.parametrize("component", ["attention_weight", "head_mlp_output", "head_", "x" * 10_000])
 def test_component_that_is_not_served_is_refused_with_the_list(component):
     with pytest.raises(UnsupportedComponentError, match="attention_output") as caught:
         parse({**SPEC, "component": component})
@@ -194,6 +195,54 @@ def test_overlap_at_one_site_is_refused(changed):
         parse(SPEC, {**SPEC, "parameters": 1, **changed})
 
 
+HEAD = {**SPEC, "component": "head_query_output", "head": 2, "width": 8}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"head": None, "component": "query_output"}, {"head": None, "component": "query_output", "width": 64}],
+)
+def test_head_and_whole_that_overlap_are_refused(changed):
+    with pytest.raises(InterventionManifestError, match="edit the same tokens at layer 1"):
+        parse(HEAD, {**HEAD, "parameters": 1, **changed})
+
+
+def test_other_heads_and_other_projections_may_be_edited_at_the_same_tokens():
+    manifest = parse(HEAD, {**HEAD, "head": 3}, {**HEAD, "component": "head_key_output"})
+    assert [spec.columns for spec in manifest.interventions] == [slice(16, 24), slice(24, 32), slice(16, 24)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "param", "message"),
+    [
+        ({"head": None}, "head", "needs `head` and `width`"),
+        ({"width": None}, "width", "needs `head` and `width`"),
+        ({"component": "query_output"}, "head", "use head_query_output or leave head out"),
+        ({"component": "block_output", "head": None}, "width", "leave width out"),
+        ({"low_rank_dimension": 9}, "low_rank_dimension", "exceeds width"),
+    ],
+)
+def test_head_and_width_are_named_where_they_belong(changed, param, message):
+    with pytest.raises(InterventionManifestError, match=message) as caught:
+        parse({**HEAD, **changed})
+    assert caught.value.param == param
+
+
+def test_head_and_width_are_left_out_of_the_canonical_json_where_absent():
+    assert "head" not in parse().canonical_json()
+    assert "width" not in parse().canonical_json()
+    text = parse(HEAD).canonical_json()
+    assert '"head":2' in text
+    assert Manifest.parse(text) == parse(HEAD)
+
+
+@pytest.mark.parametrize("example", ["shout", "spam", "word-category"])
+def test_content_hash_of_an_older_file_stays(example):
+    folder = Path(__file__).parents[3] / "examples" / example
+    recorded = json.loads((folder / "results.json").read_text())["content_hash"]
+    assert load(folder / f"{example}.safetensors").content_hash == recorded
+
+
 def test_as_many_sites_as_the_limit_are_read():
     sites = [{**SPEC, "layer": index} for index in range(4096)]
     manifest = parse(*sites, base_model={**BASE, "num_layers": 4096})
@@ -208,9 +257,11 @@ def test_same_positions_at_other_sites_are_fine():
     assert manifest.num_parameter_groups == 1
 
 
-@pytest.mark.parametrize("changed", [{"formula": "direft"}, {"low_rank_dimension": 2}])
+@pytest.mark.parametrize(
+    "changed", [{"formula": "direft"}, {"low_rank_dimension": 2}, {"component": "key_output", "width": 16}]
+)
 def test_tied_parameters_must_agree(changed):
-    with pytest.raises(InterventionManifestError, match="must share formula and low_rank_dimension"):
+    with pytest.raises(InterventionManifestError, match="must share formula, low_rank_dimension and width"):
         parse(SPEC, {**SPEC, "layer": 2, **changed})
 
 

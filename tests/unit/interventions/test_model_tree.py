@@ -23,14 +23,14 @@ def test_decoder_layers_are_found_in_every_architecture(tiny_model, architecture
 def test_component_resolves_in_every_architecture(tiny_model, architecture, component):
     model = tiny_model(architecture)
     hook = resolve_component(model, 1, component)
-    assert hook.is_input == component.endswith("_input")
+    assert hook.is_input == component.endswith(("_input", "attention_value_output"))
     assert hook.module in set(decoder_layers(model)[1].modules())
     assert (hook.module is decoder_layers(model)[1]) == component.startswith("block_")
 
 
-@pytest.mark.parametrize("component", ["head_attention_value_output", "mlp_activation", "query_output", "", "block"])
+@pytest.mark.parametrize("component", ["head_mlp_output", "attention_weight", "head_", "", "block"])
 def test_unserved_component_error_lists_the_served_ones(tiny_model, component):
-    with pytest.raises(UnsupportedComponentError, match="block_output, mlp_input") as caught:
+    with pytest.raises(UnsupportedComponentError, match=r"block_output, mlp_input, .*head_query_output") as caught:
         resolve_component(tiny_model("llama"), 0, component)
     assert caught.value.param == "component"
 

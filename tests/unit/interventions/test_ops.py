@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from reft_interventions.columns_edit import ColumnsEdit
 from reft_interventions.folded import FoldedEdit
-from reft_interventions.folding import ActLowRankEdit, ElementwiseEdit, LowRankEdit
+from reft_interventions.folding import ActLowRankEdit, ElementwiseEdit, LowRankEdit, MlpEdit
 from reft_interventions.ops import EditedRows, EditGroup, EditStacks, apply_edits
 
 HIDDEN_SIZE, NUM_TOKENS = 48, 40
@@ -25,7 +26,7 @@ MIXES: dict[str, list[int | None]] = {  # the edit of each row, None = unedited
     "skewed": [0] * 30 + [*range(1, 6)] + [None] * 5,
     "sparse": [None, 3, None, 1, 3, 2] + [None] * (NUM_TOKENS - 6),
 }
-KINDS = ("low_rank", "act", "act_without_target", "elementwise", "addition", "mixed")
+KINDS = ("low_rank", "act", "act_without_target", "elementwise", "addition", "mlp", "mlp_residual", "columns", "mixed")
 
 
 def make_edit(kind: str, seed: int, low_rank_dimension: int) -> FoldedEdit:
@@ -42,6 +43,12 @@ def make_edit(kind: str, seed: int, low_rank_dimension: int) -> FoldedEdit:
         return ActLowRankEdit(normal(*matrix), normal(*vector), normal(*matrix), "gelu", *target)
     if kind == "act_without_target":
         return ActLowRankEdit(normal(*matrix), normal(*vector), normal(*matrix), "tanh")
+    if kind in ("mlp", "mlp_residual"):
+        weights = normal(*matrix), normal(*vector), normal(*matrix), normal(HIDDEN_SIZE)
+        return MlpEdit(*weights, "tanh", -1.0 if kind == "mlp" else 0.0)
+    if kind == "columns":
+        half = low_rank_dimension, HIDDEN_SIZE // 2
+        return ColumnsEdit(LowRankEdit(normal(*half), normal(*vector), normal(*half)), 7, 7 + HIDDEN_SIZE // 2)
     return ElementwiseEdit(normal(HIDDEN_SIZE) if kind == "elementwise" else None, normal(HIDDEN_SIZE))
 
 
@@ -60,6 +67,12 @@ def expected(hidden: Tensor, edit: FoldedEdit) -> Tensor:
         return h + (edit.down.double() @ h + edit.bias.double()) @ edit.up.double()
     if isinstance(edit, ElementwiseEdit):
         return h * (1.0 if edit.scale is None else edit.scale.double()) + edit.shift.double()
+    if isinstance(edit, ColumnsEdit):
+        columns = slice(edit.start, edit.end)
+        return torch.cat((h[: edit.start], expected(hidden[columns], edit.inner), h[edit.end :]))
+    if isinstance(edit, MlpEdit):
+        inner = torch.tanh(edit.weight_in.double() @ h + edit.bias_in.double())
+        return (1 + edit.row_factor) * h + inner @ edit.weight_out.double() + edit.bias_out.double()
     assert isinstance(edit, ActLowRankEdit)
     act: Callable[[Tensor], Tensor] = {"gelu": torch.nn.functional.gelu, "tanh": torch.tanh}[edit.act]
     source = act(edit.source.double() @ h + edit.source_bias.double())

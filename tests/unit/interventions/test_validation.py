@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from reft_interventions import InterventionSet, base_model_spec, validate_for_base
-from reft_interventions.errors import InterventionBaseMismatchError, InterventionShapeError, InterventionValueError
+from reft_interventions.components import NO_ROW_SIZES
+from reft_interventions.errors import (
+    InterventionBaseMismatchError,
+    InterventionShapeError,
+    InterventionValueError,
+    UnsupportedComponentError,
+)
 
 ROTATING = ("loreft", "consreft", "lobireft", "direft")
 
@@ -27,7 +33,7 @@ def with_base(one: InterventionSet, **fields) -> InterventionSet:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("formula", [*ROTATING, "noreft", "nodireft", "addition", "scale_shift"])
+@pytest.mark.parametrize("formula", [*ROTATING, "noreft", "nodireft", "addition", "scale_shift", "mlp", "mlp_residual"])
 def test_good_set_of_any_dtype_is_accepted(tiny_model, make_set, formula, dtype):
     model = tiny_model("llama")
     validate_for_base(make_set(model, {"formula": formula}, dtype=dtype), base_model_spec(model, "tiny"))
@@ -61,6 +67,38 @@ def test_other_shapes_are_refused(tiny_model, make_set, field, value):
     with pytest.raises(InterventionShapeError, match=str(value)) as caught:
         validate_for_base(make_set(model), replace(base_model_spec(model, "tiny"), **{field: value}))
     assert caught.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("sizes", "param", "message"),
+    [
+        ({"head_dim": 16}, "width", "rows of 8 numbers at head_key_output, the base model's have 16"),
+        ({"num_key_value_heads": 1}, "head", "head 1 is outside the base model's 1 heads of key_output"),
+    ],
+)
+def test_other_heads_are_refused(tiny_model, make_set, sizes, param, message):
+    model = tiny_model("llama")
+    base = base_model_spec(model, "tiny")
+    one = make_set(model, {"component": "head_key_output"})
+    validate_for_base(one, base)
+    with pytest.raises(InterventionShapeError, match=message) as caught:
+        validate_for_base(one, replace(base, row_sizes=replace(base.row_sizes, **sizes)))
+    assert caught.value.param == param
+
+
+def test_row_of_another_intermediate_size_is_refused(tiny_model, make_set):
+    one = make_set(tiny_model("llama"), {"component": "mlp_activation"})
+    wider = base_model_spec(tiny_model("llama", intermediate_size=96), "tiny")
+    with pytest.raises(InterventionShapeError, match="set the intervention's width to 96"):
+        validate_for_base(one, replace(wider, fingerprint=one.manifest.base_model.fingerprint))
+
+
+def test_component_of_unknown_size_is_refused(tiny_model, make_set):
+    model = tiny_model("llama")
+    base = replace(base_model_spec(model, "tiny"), row_sizes=NO_ROW_SIZES)
+    validate_for_base(make_set(model), base)
+    with pytest.raises(UnsupportedComponentError, match="has no mlp_activation that we know"):
+        validate_for_base(make_set(model, {"component": "mlp_activation"}), base)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
