@@ -39,6 +39,8 @@ def section() -> str:
         _fairness(_load("fairness")),
         "",
         _swap(_load("swap")),
+        "",
+        _soak(_load("soak")),
     ]
     return "\n".join(lines)
 
@@ -111,6 +113,21 @@ def _swap(run: dict[str, Any]) -> str:
         f"The first request with a set just uploaded takes {_above(run['just_uploaded_above_warm_ms'])}; "
         f"the first with a set that is on disk but not loaded takes {_above(run['not_loaded_above_warm_ms'])}. "
         f"The upload itself, validation and self-test included, takes {run['upload_ms']['median']} ms."
+    )
+
+
+def _soak(run: dict[str, Any]) -> str:
+    outcomes = run["outcomes"]
+    num_refused = sum(count for outcome, count in outcomes.items() if outcome.startswith("refused"))
+    held = "all held" if all(run["checks"].values()) else "NOT all held"
+    return (
+        f"Endurance: {run['job']['minutes']:g} minutes with {run['job']['num_workers']} clients at once "
+        f"(`python -m benchmarks.soak`) that cancel ({outcomes['cancelled']:,}), upload ({outcomes['uploaded']:,}), "
+        f"delete ({outcomes['deleted']:,}) and send what must be refused ({num_refused:,}) among "
+        f"{run['num_requests']:,} requests; {run['totals']['num_preemptions']:,.0f} preemptions, "
+        f"{run['totals']['prefix_cache_evictions']:,.0f} evicted blocks. Its {len(run['checks'])} checks {held}: known "
+        f"answers stayed the same, nothing was left running, the KV cache was empty, no engine restart; resident "
+        f"memory grew by {run['rss_growth']:.1%}."
     )
 
 

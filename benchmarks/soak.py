@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random traffic (default 0)")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server ends with us
+    machine = describe()  # first of all: the checkout may move on while the server runs
     with tempfile.TemporaryDirectory() as folder:
         contents = write_contents(Path(folder))
         log_path = Path(folder) / "server.log"
@@ -195,7 +196,7 @@ def main() -> None:
         "num_workers": NUM_WORKERS,
         "server_flags": " ".join(FLAGS),
     }
-    write_result("soak", {"benchmark": "soak", "machine": describe(), "job": job, **figures})
+    write_result("soak", {"benchmark": "soak", "machine": machine, "job": job, **figures})
     failed = [name for name, is_held in figures["checks"].items() if not is_held]
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
