@@ -7,7 +7,8 @@ from .data import Dataset, TokenizedExample, check_row, read_dataset, split_data
 from .loss import Evaluation, evaluate
 from .options import RECIPES, TrainingOptions
 from .reporting import Reporter
-from .trainer import SetDescription, Trainer, TrainingResult, train
+from .run_manifest import SetDescription
+from .trainer import Trainer, TrainingResult, train
 
 __all__ = [
     "RECIPES",

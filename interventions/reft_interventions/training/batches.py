@@ -25,7 +25,7 @@ class Batch:
         attention_mask: `[num_rows, num_tokens]` int64, 0 = padding.
         position_ids: `[num_rows, num_tokens]` int64, RoPE ids; padding has 0.
         labels: `[num_rows, num_tokens]` int64: at each place the answer token that must come next, else `IGNORED`.
-        prompt_lengths: tokens of each row's prompt, padding not counted.
+        examples: the rows themselves, whole, also where their first tokens are in `past`.
         past: keys and values of tokens before `input_ids`, then `attention_mask` covers both; or None.
     """
 
@@ -33,8 +33,13 @@ class Batch:
     attention_mask: Tensor
     position_ids: Tensor
     labels: Tensor
-    prompt_lengths: tuple[int, ...]
+    examples: tuple[TokenizedExample, ...]
     past: DynamicCache | None = None
+
+    @property
+    def prompt_lengths(self) -> tuple[int, ...]:
+        """Tokens of each row's prompt, padding not counted."""
+        return tuple(len(example.prompt_ids) for example in self.examples)
 
     @property
     def num_answer_tokens(self) -> int:
@@ -72,7 +77,7 @@ def collate(
         attention_mask[index, start:end] = 1
         labels[index, end - num_answer : end] = torch.tensor(example.answer_ids)
     position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-    return Batch(input_ids, attention_mask, position_ids, labels, tuple(len(e.prompt_ids) for e in examples))
+    return Batch(input_ids, attention_mask, position_ids, labels, tuple(examples))
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

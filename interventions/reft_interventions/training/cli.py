@@ -23,7 +23,8 @@ from .data import Dataset, read_dataset, split_dataset
 from .events import EventLog, EventReporter
 from .options import RECIPES, TrainingOptions
 from .progress import ProgressReporter
-from .trainer import SetDescription, Trainer
+from .run_manifest import SetDescription
+from .trainer import Trainer
 
 _OPTION_NAMES = tuple(field.name for field in fields(TrainingOptions))
 
@@ -88,6 +89,10 @@ def _add_edit_options(group: argparse._ArgumentGroup) -> None:
     tying = group.add_mutually_exclusive_group()
     tying.add_argument("--tied", dest="is_tied", action="store_true", help="one set of weights for both ends (default)")
     tying.add_argument("--untied", dest="is_tied", action="store_false", help="two sets of weights")
+    group.add_argument(
+        "--tie-layers", dest="is_tied_across_layers", action="store_true", help="one set of weights for all layers"
+    )
+    group.add_argument("--subspaces", help="rank dimensions by task, for rows with a subspace: 'task_a=0,1;task_b=2,3'")
     group.add_argument("--start", choices=("base", "random"), help="begin at the base model's output, or at random")
 
 
@@ -98,11 +103,13 @@ def _add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--gradient-accumulation", type=int, help="default: 1")
     group.add_argument("--warmup-ratio", type=float, help="default: 0.1")
     group.add_argument("--weight-decay", type=float, help="never applied to R; default: 0")
+    group.add_argument("--dropout", type=float, help="share of the delta dropped in a training step; default: 0")
     group.add_argument("--max-grad-norm", type=float, help="default: 1")
     group.add_argument("--precision", choices=("float32", "bfloat16"), help="of the frozen matrix products")
     group.add_argument("--prefix-cache-mb", type=int, help="MB to keep unedited prompt states in; default: 2048")
     group.add_argument("--max-length", type=int, help="longer rows are left out and counted; default: 512")
     group.add_argument("--eval-fraction", type=float, help="share of the data to hold out; default: 0")
+    group.add_argument("--eval-every", type=int, help="epochs between looks at the held-out rows; 0 = none; default: 1")
     group.add_argument("--patience", type=int, help="stop after this many epochs without a lower held-out loss")
     group.add_argument("--seed", type=int, help="default: 42")
     group.add_argument("--save-every", type=int, help="optimizer steps between checkpoints; default: 0, none")

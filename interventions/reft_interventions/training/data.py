@@ -20,11 +20,17 @@ _ROLES = frozenset({"system", "user", "assistant"})
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One row: the prompt is what a request would send; the loss is on the answer, its end token included."""
+    """One row: the prompt is what a request would send; the loss is on the answer, its end token included.
+
+    `source_ids` is the other prompt of an interchange, whose answers have no end token; `subspace` names the rank
+    dimensions that the row trains, None = all.
+    """
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     line: int
+    source_ids: tuple[int, ...] | None = None
+    subspace: str | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -43,6 +49,9 @@ class Dataset:
 def read_dataset(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Read `{"prompt", "completion"}` or `{"messages": [...]}` rows, one JSON object a line; empty lines are skipped.
 
+    A row may have a `source`, another prompt in the row's own form (its prompt may then be called `base`), and a
+    `subspace`.
+
     Args:
         path: UTF-8 JSON lines.
         tokenizer: the base model's; `messages` need its chat template.
@@ -60,7 +69,7 @@ def read_dataset(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
         raise TrainingError(f"{path} is not UTF-8 (byte {error.start})", param="data") from error
     rows = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     examples = [_tokenize_line(f"{path.name} line {number}", number, line, tokenizer) for number, line in rows]
-    fitting = tuple(example for example in examples if example.num_tokens <= max_length)
+    fitting = tuple(e for e in examples if max(e.num_tokens, len(e.source_ids or ())) <= max_length)
     if not examples:
         raise TrainingError(f"{path} holds no rows", param="data")
     if not fitting:
@@ -108,15 +117,32 @@ def check_row(where: str, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise TrainingError(f"{where}: not valid JSON", param="data") from error
+    if isinstance(row, dict) and "source" in row and "base" in row and "prompt" not in row:
+        row["prompt"] = row.pop("base")
     if not isinstance(row, dict) or ("messages" in row) == ("prompt" in row or "completion" in row):
         raise TrainingError(f"{where}: write either prompt and completion, or messages", param="data")
+    subspace = row.get("subspace")
+    if subspace is not None and not isinstance(subspace, str):
+        raise TrainingError(f"{where}: the subspace must be a name", param="data")
     if "messages" in row:
         _check_messages(where, row["messages"])
     elif not isinstance(row.get("prompt"), str) or not isinstance(row.get("completion"), str):
         raise TrainingError(f"{where}: prompt and completion must both be strings", param="data")
     elif not row["completion"].strip():
         raise TrainingError(f"{where}: the completion is empty", param="data")
+    if "source" in row:
+        _check_source(where, row)
     return row
+
+
+def _check_source(where: str, row: dict[str, Any]) -> None:
+    source = row["source"]
+    if "messages" in row:
+        is_right = isinstance(source, list) and bool(source) and all(_is_message(message) for message in source)
+    else:
+        is_right = isinstance(source, str)
+    if not is_right:
+        raise TrainingError(f"{where}: the source must be a prompt in the row's own form", param="data")
 
 
 def _check_messages(where: str, messages: Any) -> None:
@@ -136,7 +162,13 @@ def _tokenize_line(where: str, number: int, line: str, tokenizer: PreTrainedToke
         prompt_ids, answer_ids = _tokenize_pair(row, tokenizer)
     if not prompt_ids:
         raise TrainingError(f"{where}: the prompt is empty", param="data")
-    return TokenizedExample(prompt_ids, answer_ids, number)
+    if "source" not in row:
+        return TokenizedExample(prompt_ids, answer_ids, number, subspace=row.get("subspace"))
+    source_ids = tokenize_prompt(tokenizer, row["source"])
+    if not source_ids:
+        raise TrainingError(f"{where}: the source is empty", param="data")
+    # The answer to an interchange is the next tokens, not the end of the text.
+    return TokenizedExample(prompt_ids, answer_ids[:-1], number, source_ids, row.get("subspace"))
 
 
 def _tokenize_pair(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 from ..attach import SiteEdit, hook_edits
 from .batches import IGNORED, Batch, collate, length_order
 from .data import TokenizedExample
+
+Edits = Sequence[SiteEdit] | Callable[[Batch], Sequence[SiteEdit]]
+"""Edits of every batch, or what makes those of a batch."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def answer_loss(model: PreTrainedModel, batch: Batch, edits: Sequence[SiteEdit])
 def evaluate(
     model: PreTrainedModel,
     examples: Sequence[TokenizedExample],
-    edits: Sequence[SiteEdit],
+    edits: Edits,
     pad_token_id: int,
     batch_size: int,
 ) -> Evaluation:
@@ -94,7 +97,7 @@ def evaluate(
     loss, num_tokens, num_exact = 0.0, 0, 0
     for indices in length_order([example.num_tokens for example in examples], batch_size):
         batch = collate([examples[index] for index in indices], pad_token_id)
-        logits, labels = answer_logits(model, batch, edits)
+        logits, labels = answer_logits(model, batch, edits(batch) if callable(edits) else edits)
         is_answer = labels != IGNORED
         chosen, wanted = logits[is_answer].to(torch.float32), labels[is_answer]  # [num_answer_tokens, vocab_size]
         loss += float(functional.cross_entropy(chosen, wanted, reduction="sum"))

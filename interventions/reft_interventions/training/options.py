@@ -13,6 +13,8 @@ from ..components import check_component
 from ..errors import TrainingError
 from ..formulas import FORMULAS
 from ..positions import InterventionPositions, ShortPromptRule
+from .das import INTERCHANGE
+from .subspaces import parse_subspaces
 
 Start = Literal["base", "random"]
 Precision = Literal["float32", "bfloat16"]
@@ -29,17 +31,21 @@ class TrainingOptions:
         low_rank_dimension: ignored by the formulas without one.
         positions: `fN`, `lN`, `fN+lM`, `prompt` or `all`.
         is_tied: one set of weights for prefix and suffix; False needs positions `fN+lM`.
+        is_tied_across_layers: one set of weights for all layers.
+        subspaces: rank dimensions set aside by name, `task_a=0,1;task_b=2,3`; a row with a `subspace` trains its own.
         start: `base`: the first step sees the base model's own output (linear `act` only); `random`: pyreft's start.
         epochs: passes over the data.
         batch_size: rows in one forward pass.
         gradient_accumulation: forward passes in one optimizer step; the step equals that of one large batch.
         warmup_ratio: share of the steps in which the learning rate rises linearly; then it falls linearly to 0.
         weight_decay: AdamW's, never applied to `rotate_layer`.
+        dropout: share of the delta's numbers that a training step sets to 0; the others grow to keep the mean.
         precision: of the frozen base model's matrix products while training; parameters, edits, residual stream and
             evaluation stay float32.
         prefix_cache_mb: MB for keys and values of the tokens before the first edited one, kept over the whole run
             where that saves at least a third of the tokens; 0 = never.
         max_length: tokens of prompt and answer together; longer rows are left out and counted.
+        eval_every: epochs between two looks at the held-out rows; 0 = only before and after.
         patience: stop after this many epochs without a lower held-out loss and keep the best; None = never.
         save_every: optimizer steps between checkpoints; 0 = none.
 
@@ -57,6 +63,8 @@ class TrainingOptions:
     suffix_offset: int = 0
     short_prompt: ShortPromptRule = "paper"
     is_tied: bool = True
+    is_tied_across_layers: bool = False
+    subspaces: str = ""
     start: Start = "base"
     epochs: int = 6
     lr: float = 9e-4
@@ -64,11 +72,13 @@ class TrainingOptions:
     gradient_accumulation: int = 1
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
+    dropout: float = 0.0
     max_grad_norm: float = 1.0
     precision: Precision = "float32"
     prefix_cache_mb: int = 2048
     max_length: int = 512
     eval_fraction: float = 0.0
+    eval_every: int = 1
     patience: int | None = None
     save_every: int = 0
     seed: int = 42
@@ -87,6 +97,11 @@ class TrainingOptions:
         _ = InterventionPositions(self.positions, "both", self.suffix_offset, self.short_prompt)
         if self.positions == "generated":
             raise TrainingError("'generated' can't be trained: answers need the first edited token", param="positions")
+        if self.formula == INTERCHANGE and self.positions == "all":
+            raise TrainingError("'all' can't be interchanged: a source has no answer; use prompt", param="positions")
+        if self.subspaces and not formula.has_subspaces:
+            raise TrainingError(f"formula {self.formula!r} has no rank dimensions to set aside", param="subspaces")
+        _ = parse_subspaces(self.subspaces, self.low_rank_dimension)
         if not self.is_tied and not _TWO_ENDED.fullmatch(self.positions):
             raise TrainingError("untied weights need positions of the form fN+lM", param="positions")
         if self.short_prompt not in get_args(ShortPromptRule):
@@ -102,7 +117,7 @@ class TrainingOptions:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be 1 or more", param=name)
-        for name in ("weight_decay", "save_every", "seed", "prefix_cache_mb"):
+        for name in ("weight_decay", "save_every", "seed", "prefix_cache_mb", "eval_every"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} must be 0 or more", param=name)
         for name in ("lr", "max_grad_norm"):
@@ -112,8 +127,12 @@ class TrainingOptions:
             raise TrainingError("warmup_ratio must lie between 0 and 1", param="warmup_ratio")
         if not 0 <= self.eval_fraction <= 0.9:
             raise TrainingError("eval_fraction must lie between 0 and 0.9", param="eval_fraction")
+        if not 0 <= self.dropout < 1:
+            raise TrainingError("dropout must be 0 or more and below 1", param="dropout")
         if self.patience is not None and self.patience < 1:
             raise TrainingError("patience must be 1 or more", param="patience")
+        if self.patience is not None and self.eval_every != 1:
+            raise TrainingError("early stopping looks at the held-out rows after each epoch", param="eval_every")
 
     @property
     def rank(self) -> int:

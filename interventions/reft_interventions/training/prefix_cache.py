@@ -85,7 +85,7 @@ class PrefixCache:
             attention_mask=torch.cat([past_mask, rest.attention_mask], dim=1),
             position_ids=rest.position_ids + torch.tensor(lengths)[:, None],
             labels=rest.labels,
-            prompt_lengths=tuple(len(self._examples[index].prompt_ids) for index in indices),
+            examples=tuple(self._examples[index] for index in indices),
             past=self._past(indices, width),
         )
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..attach import RowFunction, SiteEdit
+from ..errors import TrainingError
 from ..formulas import FORMULAS, Formula
 from ..intervention_set import InterventionSet
 from ..manifest import InterventionSpec, Manifest
 from ..positions import Part
+from .batches import Batch
+from .das import INTERCHANGE, SourceRows, check_sources
+from .data import TokenizedExample
 from .options import TrainingOptions
+from .subspaces import delta_by_subspace, num_edited, parse_subspaces
 
 ROTATION = "rotate_layer"
 
 
 class TrainableSet:
-    """Live parameters, one group per layer (two when untied), and the edits that use them.
+    """Live parameters and the edits that use them: a group per layer, two when untied, fewer when layers share.
 
     R is a plain `[hidden_size, low_rank_dimension]` parameter. `project_gradients` before the optimizer step and
     `retract` after it keep its columns orthonormal, so there is no parametrization to recompute in each forward pass,
@@ -37,14 +42,17 @@ class TrainableSet:
         self._options = options
         self._formula: Formula = FORMULAS[options.formula]
         parts: tuple[Part, ...] = ("both",) if options.is_tied else ("prefix", "suffix")
+        self._subspaces = parse_subspaces(options.subspaces, options.low_rank_dimension)
         self.specs = tuple(
-            self._spec(layer, part, index)
-            for index, (layer, part) in enumerate((layer, part) for layer in layers for part in parts)
+            self._spec(layer, part, part_index if options.is_tied_across_layers else index * len(parts) + part_index)
+            for index, layer in enumerate(layers)
+            for part_index, part in enumerate(parts)
         )
+        self._sources: SourceRows | None = None
         generator = torch.Generator().manual_seed(options.seed)
         self.groups = tuple(
             {name: nn.Parameter(tensor.to(device)) for name, tensor in self._initial(hidden_size, generator).items()}
-            for _ in self.specs
+            for _ in {spec.parameters for spec in self.specs}
         )
 
     @property
@@ -61,11 +69,43 @@ class TrainableSet:
             for name, parameter in self.named_parameters().items():
                 parameter.copy_(tensors[name])
 
-    def site_edits(self) -> list[SiteEdit]:
-        """The edits for `hook_edits`; gradients flow to the parameters."""
+    @property
+    def is_interchange(self) -> bool:
+        """Whether the edited rows move to rows of a source prompt."""
+        return self._options.formula == INTERCHANGE
+
+    def check_examples(self, examples: Sequence[TokenizedExample]) -> None:
+        """Each row has what the options need of it.
+
+        Raises:
+            TrainingError: naming the line.
+        """
+        if self.is_interchange:
+            check_sources(examples, self.specs)
+        for example in examples:
+            if example.source_ids is not None and not self.is_interchange:
+                raise TrainingError(f"line {example.line}: a source needs --method das", param="data")
+            if example.subspace is not None and example.subspace not in self._subspaces:
+                raise TrainingError(
+                    f"line {example.line}: --subspaces names no {example.subspace[:80]!r}", param="subspaces"
+                )
+
+    def use_sources(self, sources: SourceRows) -> None:
+        """Take the source rows of an interchange from here."""
+        self._sources = sources
+
+    def site_edits(self, batch: Batch | None = None, dropout_generator: Generator | None = None) -> list[SiteEdit]:
+        """The edits for `hook_edits`; gradients flow to the parameters.
+
+        Args:
+            batch: the rows that will run; needed where a row has a source or a subspace.
+            dropout_generator: on the CPU; None = no dropout, as at inference.
+        """
         return [
-            SiteEdit(spec.layer, spec.component, spec.intervention_positions, self._function(spec))
-            for spec in self.specs
+            SiteEdit(
+                spec.layer, spec.component, spec.intervention_positions, self._function(index, batch, dropout_generator)
+            )
+            for index, spec in enumerate(self.specs)
         ]
 
     @torch.no_grad()
@@ -125,14 +165,37 @@ class TrainableSet:
             _start_at_base(self._options.formula, tensors)
         return tensors
 
-    def _function(self, spec: InterventionSpec) -> RowFunction:
-        parameters = self.groups[spec.parameters]
+    def _function(self, index: int, batch: Batch | None, dropout_generator: Generator | None) -> RowFunction:
+        spec = self.specs[index]
+        examples = () if batch is None else batch.examples
+        parameters: dict[str, Tensor] = dict(self.groups[spec.parameters])
+        if self._sources is not None and examples:
+            parameters["source"] = self._sources.rows(index, examples)
+        owners: list[str | None] = []
+        if any(example.subspace is not None for example in examples):
+            rule = spec.intervention_positions
+            owners = [example.subspace for example in examples for _ in range(num_edited(rule, example))]
 
         def edit(rows: Tensor) -> Tensor:
             with torch.autocast(rows.device.type, enabled=False):  # the server computes the edit in float32
-                return self._formula.edit(rows, parameters, spec.act)
+                dtype = torch.promote_types(rows.dtype, torch.float32)
+                cast = {name: value.to(dtype) for name, value in parameters.items()}
+                wide = rows.to(dtype)
+                if owners:
+                    delta = delta_by_subspace(self._formula, wide, cast, spec.act, owners, self._subspaces)
+                else:
+                    delta = self._formula.delta(wide, cast, spec.act)
+                return rows + self._drop(delta, dropout_generator).to(rows.dtype)
 
         return edit
+
+    def _drop(self, delta: Tensor, generator: Generator | None) -> Tensor:
+        """Dropout on what is added, never on the row itself, unlike pyreft's."""
+        rate = self._options.dropout
+        if generator is None or not rate:
+            return delta
+        is_kept = torch.rand(delta.shape, generator=generator).to(delta.device) >= rate
+        return delta * is_kept / (1 - rate)
 
 
 def _start_at_base(formula: str, tensors: dict[str, Tensor]) -> None:

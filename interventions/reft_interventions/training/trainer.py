@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,28 +13,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import TrainingError
 from ..intervention_set import InterventionSet
-from ..manifest import BaseModelRef, Manifest
 from ..model_tree import base_model_spec
 from .batches import Batch, collate, epoch_order
 from .checkpoint import Progress, load_checkpoint, run_key, save_checkpoint
+from .das import SourceRows
 from .data import Dataset
-from .loss import Evaluation, answer_loss, evaluate
+from .loss import Edits, Evaluation, answer_loss, evaluate
 from .options import TrainingOptions
 from .prefix_cache import PrefixCache, is_worthwhile, num_unedited
 from .reporting import Reporter, SilentReporter
+from .run_manifest import HeldOut, SetDescription, build_manifest
 from .schedule import build_optimizer, learning_rate
 from .trainable import TrainableSet
-
-
-@dataclass(frozen=True)
-class SetDescription:
-    """What the manifest says of the set besides its mathematics."""
-
-    name: str = ""
-    description: str = ""
-    license: str = ""
-    prompt_template: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ class Trainer:
         checkpoint: where to write checkpoints and find the one to continue.
 
     Raises:
-        TrainingError: the options don't fit the model, or the options need held-out rows and there are none.
+        TrainingError: the options don't fit the model or the rows, or they need held-out rows and there are none.
     """
 
     def __init__(
@@ -85,6 +74,8 @@ class Trainer:
         self._checkpoint = checkpoint
         layers = options.layer_numbers(self._base.num_layers)
         self.trainable = TrainableSet(options, layers, self._base.hidden_size, model.device)
+        self._all_examples = (*data.examples, *(evaluation.examples if evaluation else ()))
+        self.trainable.check_examples(self._all_examples)
         self._optimizer = build_optimizer(self.trainable, options)
         self._progress = Progress()
         self._best: dict[str, Tensor] | None = None
@@ -115,7 +106,10 @@ class Trainer:
             TrainingError: the loss is not finite, or a checkpoint can't be written.
         """
         reporter = reporter or SilentReporter()
-        before = self._evaluate(reporter, "before", with_edits=False)
+        if self.trainable.is_interchange:
+            self.trainable.use_sources(self._build_sources(reporter))
+        # An interchange begins with a random subspace, which is what the learned one is compared with.
+        before = self._evaluate(reporter, "before", with_edits=self.trainable.is_interchange)
         self._prefixes = self._build_prefixes(reporter)
         reporter.started(self._num_steps, self._progress.step, self.trainable.num_parameters)
         while self._progress.epoch < self._options.epochs and not self._is_stopped():
@@ -123,7 +117,16 @@ class Trainer:
         if self._best is not None:
             self.trainable.load(self._best)
         after = self._evaluate(reporter, "after")
-        manifest = self._manifest(description or SetDescription(), before, after)
+        held_out = HeldOut(self._evaluation, before, after) if self._evaluation and before and after else None
+        manifest = build_manifest(
+            description or SetDescription(),
+            self._base,
+            self.trainable.specs,
+            self._options,
+            self._data,
+            self._progress,
+            held_out,
+        )
         return TrainingResult(
             self.trainable.to_intervention_set(manifest),
             self._progress,
@@ -145,8 +148,8 @@ class Trainer:
                 self._save()
         progress.epoch += 1
         progress.step_in_epoch = 0
-        if options.patience is not None:
-            self._note_best(reporter)
+        if options.eval_every and progress.epoch % options.eval_every == 0:
+            self._look_at_held_out_rows(reporter)
         if options.save_every:
             self._save()
 
@@ -182,14 +185,28 @@ class Trainer:
         with self._precision():
             return PrefixCache(self._model, examples, lengths, self._pad_token_id, options.batch_size)
 
+    def _build_sources(self, reporter: Reporter) -> SourceRows:
+        examples = self._all_examples
+        reporter.preparing(sum(len(example.source_ids or ()) for example in examples))
+        specs, size = self.trainable.specs, self._options.batch_size
+        return SourceRows(self._model, specs, examples, self._pad_token_id, size)
+
+    def _dropout_generator(self) -> torch.Generator | None:
+        """A step's own, so that a resumed run drops what an uninterrupted one drops."""
+        if not self._options.dropout:
+            return None
+        return torch.Generator().manual_seed(self._options.seed * 1_000_003 + self._progress.step)
+
     def _precision(self) -> torch.autocast:
         is_reduced = self._options.precision == "bfloat16"
         return torch.autocast(self._model.device.type, torch.bfloat16, enabled=is_reduced)
 
     def _backward(self, batches: Sequence[Batch]) -> float:
         num_answer_tokens = sum(batch.num_answer_tokens for batch in batches)
-        edits, total = self.trainable.site_edits(), 0.0
+        total = 0.0
+        dropout = self._dropout_generator()
         for batch in batches:
+            edits = self.trainable.site_edits(batch, dropout)
             # Divided by the tokens of the whole step, so that accumulation equals one large batch.
             with self._precision():
                 loss = answer_loss(self._model, batch, edits) / num_answer_tokens
@@ -204,18 +221,20 @@ class Trainer:
     def _evaluate(self, reporter: Reporter, label: str, *, with_edits: bool = True) -> Evaluation | None:
         if self._evaluation is None:
             return None
-        edits = self.trainable.site_edits() if with_edits else []
+        edits: Edits = self.trainable.site_edits if with_edits else []
         examples, size = self._evaluation.examples, self._options.batch_size
         evaluation = evaluate(self._model, examples, edits, self._pad_token_id, size)
         reporter.evaluated(label, evaluation)
         return evaluation
 
-    def _note_best(self, reporter: Reporter) -> None:
+    def _look_at_held_out_rows(self, reporter: Reporter) -> None:
         progress = self._progress
         evaluation = self._evaluate(reporter, f"epoch {progress.epoch}")
         if evaluation is None:
             return
         progress.eval_losses.append(evaluation.loss)
+        if self._options.patience is None:
+            return
         if progress.best_eval_loss is None or evaluation.loss < progress.best_eval_loss:
             progress.best_eval_loss, progress.best_epoch = evaluation.loss, progress.epoch
             named = self.trainable.named_parameters()
@@ -228,36 +247,6 @@ class Trainer:
     def _save(self) -> None:
         if self._checkpoint is not None:
             save_checkpoint(self._checkpoint, self._key, self._progress, self.trainable, self._optimizer, self._best)
-
-    def _manifest(self, description: SetDescription, before: Evaluation | None, after: Evaluation | None) -> Manifest:
-        base, losses = self._base, self._progress.losses
-        training: dict[str, Any] = {
-            "options": self._options.as_dict(),
-            "data_sha256": self._data.sha256,
-            "num_examples": len(self._data.examples),
-            "num_too_long": self._data.num_too_long,
-            "num_steps": self._progress.step,
-            "first_loss": losses[0],
-            "last_loss": sum(losses[-10:]) / len(losses[-10:]),
-            **description.extra,
-        }
-        if self._evaluation is not None and before is not None and after is not None:
-            training["eval_sha256"] = self._evaluation.sha256
-            training["before"], training["after"] = asdict(before), asdict(after)
-        return Manifest(
-            name=description.name,
-            description=description.description,
-            license=description.license,
-            base_model=BaseModelRef(
-                id=base.model_id,
-                fingerprint=base.fingerprint,
-                hidden_size=base.hidden_size,
-                num_layers=base.num_layers,
-            ),
-            interventions=self.trainable.specs,
-            prompt_template=description.prompt_template,
-            training=training,
-        )
 
 
 def train(

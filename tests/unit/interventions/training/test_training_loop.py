@@ -159,9 +159,9 @@ class InterruptAt:
 
 
 @pytest.mark.parametrize("stop_at", [4, 6, 8])
-@pytest.mark.parametrize("patience", [None, 3])
-def test_resumed_run_equals_an_uninterrupted_one(model, tokenizer, dataset, tmp_path, stop_at, patience):
-    options = dataclasses.replace(OPTIONS, save_every=2, weight_decay=0.1, patience=patience)
+@pytest.mark.parametrize(("patience", "dropout"), [(None, 0.0), (3, 0.0), (None, 0.2)])
+def test_resumed_run_equals_an_uninterrupted_one(model, tokenizer, dataset, tmp_path, stop_at, patience, dropout):
+    options = dataclasses.replace(OPTIONS, save_every=2, weight_decay=0.1, patience=patience, dropout=dropout)
     whole = Trainer(model, tokenizer, options, dataset, dataset, checkpoint=tmp_path / "whole").run()
     path = tmp_path / "checkpoint"
     with pytest.raises(InterruptedRunError):
@@ -258,6 +258,13 @@ def test_learning_rate_warms_up_and_decays_linearly():
         {"warmup_ratio": 2.0},
         {"eval_fraction": 1.0},
         {"patience": 0},
+        {"dropout": 1.0},
+        {"eval_every": -1},
+        {"eval_every": 2, "patience": 2},
+        {"subspaces": "a=0;b=0"},
+        {"subspaces": "a=0,4"},
+        {"subspaces": "a:0"},
+        {"subspaces": "a=0", "formula": "addition"},
         {"act": "relu", "formula": "lobireft"},
         {"precision": "int8"},
     ],
@@ -287,3 +294,62 @@ def test_unknown_component_is_refused():
 def test_patience_without_held_out_rows_is_refused(model, tokenizer, dataset):
     with pytest.raises(TrainingError, match="held-out"):
         Trainer(model, tokenizer, dataclasses.replace(OPTIONS, patience=2), dataset)
+
+
+def test_rotation_is_orthonormal_after_resuming_and_two_hundred_more_steps(model, tokenizer, dataset, tmp_path):
+    options = dataclasses.replace(OPTIONS, layers="1", epochs=112, batch_size=6, save_every=20, lr=0.05)
+    path = tmp_path / "checkpoint"
+    with pytest.raises(InterruptedRunError):
+        Trainer(model, tokenizer, options, dataset, checkpoint=path).run(InterruptAt(21))
+    resumed = Trainer(model, tokenizer, options, dataset, checkpoint=path)
+    resumed.resume()
+    result = resumed.run()
+    assert result.progress.step - 20 >= 200
+    (group,) = result.intervention_set.parameters
+    columns = group["rotate_layer"].double()
+    assert (columns.T @ columns - torch.eye(3, dtype=torch.float64)).abs().max() < 1e-5
+
+
+def test_layers_tied_share_one_group_that_all_of_them_train(model, tokenizer, dataset):
+    options = dataclasses.replace(OPTIONS, is_tied_across_layers=True)
+    result = train(model, tokenizer, options, dataset, dataset, model_id="tiny")
+    specs = result.intervention_set.manifest.interventions
+    assert [(spec.layer, spec.parameters) for spec in specs] == [(1, 0), (2, 0)]
+    assert result.after.loss < 0.9 * result.before.loss
+    untied = dataclasses.replace(options, is_tied=False)
+    specs = train(model, tokenizer, untied, dataset).intervention_set.manifest.interventions
+    assert [(spec.layer, spec.part, spec.parameters) for spec in specs] == [
+        (1, "prefix", 0), (1, "suffix", 1), (2, "prefix", 0), (2, "suffix", 1),
+    ]  # fmt: skip
+    at_one_layer = train(model, tokenizer, dataclasses.replace(options, layers="1"), dataset).intervention_set
+    assert not torch.equal(
+        at_one_layer.parameters[0]["rotate_layer"], result.intervention_set.parameters[0]["rotate_layer"]
+    )
+
+
+def test_dropout_hits_the_delta_of_a_training_step_and_nothing_else(model, tokenizer, dataset):
+    options = dataclasses.replace(OPTIONS, dropout=0.4, start="random", layers="1")
+    trainer = Trainer(model, tokenizer, options, dataset)
+    rows = torch.randn(200, 32)
+    (plain,) = (edit.function(rows) - rows for edit in trainer.trainable.site_edits())
+    generator = torch.Generator().manual_seed(0)
+    (dropped,) = (edit.function(rows) - rows for edit in trainer.trainable.site_edits(None, generator))
+    is_kept = dropped != 0
+    assert is_kept.float().mean().item() == pytest.approx(0.6, abs=0.03)
+    torch.testing.assert_close(dropped[is_kept], (plain / 0.6)[is_kept], atol=1e-5, rtol=1e-4)
+    assert (
+        train(model, tokenizer, options, dataset, dataset).after
+        == train(model, tokenizer, options, dataset, dataset).after
+    )
+    without = train(model, tokenizer, dataclasses.replace(options, dropout=0.0), dataset)
+    assert without.progress.losses != train(model, tokenizer, options, dataset).progress.losses
+
+
+def test_held_out_rows_are_scored_after_each_epoch_unless_told_otherwise(model, tokenizer, dataset):
+    assert len(train(model, tokenizer, OPTIONS, dataset, dataset).progress.eval_losses) == OPTIONS.epochs
+    rarely = dataclasses.replace(OPTIONS, eval_every=3)
+    assert len(train(model, tokenizer, rarely, dataset, dataset).progress.eval_losses) == 2
+    never = dataclasses.replace(OPTIONS, eval_every=0)
+    result = train(model, tokenizer, never, dataset, dataset)
+    assert result.progress.eval_losses == []
+    assert result.after is not None
