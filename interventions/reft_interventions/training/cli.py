@@ -19,6 +19,7 @@ from ..formulas import FORMULAS
 from ..model_tree import fingerprint
 from ..user_folders import DEFAULT_MODEL
 from .base_model import load_model
+from .das import INTERCHANGE
 from .data import Dataset, read_dataset, split_dataset
 from .events import EventLog, EventReporter
 from .options import RECIPES, TrainingOptions
@@ -78,7 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_edit_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--formula", choices=sorted(FORMULAS), help="default: loreft")
+    group.add_argument("--method", choices=("reft", "das"), help="das: learn the subspace that an interchange swaps")
+    group.add_argument("--formula", choices=sorted(FORMULAS.keys() - {INTERCHANGE}), help="default: loreft")
     group.add_argument("--layers", help="'all', or numbers like '3;9;18' or 3,9,18; default: all")
     group.add_argument("--component", help="where in the layer; default: block_output")
     group.add_argument("--low-rank-dimension", type=int, help="default: 4")
@@ -124,6 +126,10 @@ def options_from(parsed: argparse.Namespace) -> TrainingOptions:
     chosen: dict[str, Any] = dict(RECIPES[parsed.recipe]) if parsed.recipe else {}
     chosen |= _read_options(parsed.options) if parsed.options else {}
     chosen |= {name: value for name, value in vars(parsed).items() if name in _OPTION_NAMES}
+    if getattr(parsed, "method", "reft") == "das":
+        if "formula" in vars(parsed):
+            raise TrainingError("--method das has a formula of its own; leave out --formula", param="formula")
+        chosen["formula"] = INTERCHANGE
     return TrainingOptions(**chosen)
 
 

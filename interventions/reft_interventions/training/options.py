@@ -89,8 +89,6 @@ class TrainingOptions:
             raise TrainingError(
                 f"formula {self.formula!r} is unknown; use one of {', '.join(FORMULAS)}", param="formula"
             )
-        if self.formula == "dii":
-            raise TrainingError("formula 'dii' learns from pairs of prompts: use --method das", param="formula")
         check_component(self.component)
         if self.act not in get_args(Activation) or (self.act != "linear" and not formula.has_act):
             raise TrainingError(f"formula {self.formula!r} can't use act {self.act!r}", param="act")
