@@ -79,6 +79,7 @@ class Trainer:
         self._optimizer = build_optimizer(self.trainable, options)
         self._progress = Progress()
         self._best: dict[str, Tensor] | None = None
+        self._latest: tuple[int, Evaluation] | None = None
         self._pad_token_id = next(
             (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0
         )
@@ -114,9 +115,7 @@ class Trainer:
         reporter.started(self._num_steps, self._progress.step, self.trainable.num_parameters)
         while self._progress.epoch < self._options.epochs and not self._is_stopped():
             self._run_epoch(reporter)
-        if self._best is not None:
-            self.trainable.load(self._best)
-        after = self._evaluate(reporter, "after")
+        after = self._finish(reporter)
         held_out = HeldOut(self._evaluation, before, after) if self._evaluation and before and after else None
         manifest = build_manifest(
             description or SetDescription(),
@@ -233,12 +232,22 @@ class Trainer:
         if evaluation is None:
             return
         progress.eval_losses.append(evaluation.loss)
+        self._latest = progress.epoch, evaluation
         if self._options.patience is None:
             return
         if progress.best_eval_loss is None or evaluation.loss < progress.best_eval_loss:
             progress.best_eval_loss, progress.best_epoch = evaluation.loss, progress.epoch
             named = self.trainable.named_parameters()
             self._best = {name: value.detach().to("cpu", copy=True) for name, value in named.items()}
+
+    def _finish(self, reporter: Reporter) -> Evaluation | None:
+        """Take the best epoch's parameters where they were kept, and score what will be saved."""
+        if self._best is not None:
+            self.trainable.load(self._best)
+        elif self._latest is not None and self._latest[0] == self._progress.epoch:
+            reporter.evaluated("after", self._latest[1])
+            return self._latest[1]
+        return self._evaluate(reporter, "after")
 
     def _is_stopped(self) -> bool:
         patience, progress = self._options.patience, self._progress
