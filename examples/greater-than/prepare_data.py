@@ -82,6 +82,7 @@ def main() -> None:
     nouns = list(NOUNS)
     rng.shuffle(nouns)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    counts = {}
     for name, own, num_rows in (
         ("test", nouns[:NUM_TEST_NOUNS], NUM_TEST),
         ("train", nouns[NUM_TEST_NOUNS:], NUM_TRAIN),
@@ -96,16 +97,19 @@ def main() -> None:
         needed = sorted({prompt for triple in triples for prompt in triple})
         written = next_tokens(model, tokenizer, needed)
         good = [t for t in triples if all(behaves(p, written[p]) for p in t) and written[t[0]] != written[t[2]]]
-        share = sum(behaves(prompt, written[prompt]) for prompt in needed) / len(needed)
-        print(
-            f"{name}: the base model behaves on {share:.1%} of {len(needed)} prompts; {len(good)} of {len(triples)} pairs"
-        )
+        counts[name] = {
+            "num_prompts": len(needed),
+            "num_prompts_that_behave": sum(behaves(prompt, written[prompt]) for prompt in needed),
+            "num_pairs": len(triples),
+            "num_pairs_kept": len(good),
+        }
         rows = [
             {"base": render(base), "source": render(source), "completion": written[wanted]}
             for base, source, wanted in good[:num_rows]
         ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (arguments.output_dir / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (arguments.output_dir / "counts.json").write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
