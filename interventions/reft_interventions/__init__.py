@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .attach import SiteEdit, attach, hook_edits
+from .attach import Applied, SiteEdit, attach, capture_source, hook_edits
 from .errors import InterventionError, ReftError
 from .file_format import FileLimits, dumps, load, loads, read_manifest, save
 from .folded import FoldedEdit, FoldedIntervention, FoldedSet
@@ -15,6 +15,7 @@ from .validation import BaseModelSpec, validate_for_base
 
 __all__ = [
     "FORMULAS",
+    "Applied",
     "BaseModelRef",
     "BaseModelSpec",
     "FileLimits",
@@ -31,6 +32,7 @@ __all__ = [
     "SiteEdit",
     "attach",
     "base_model_spec",
+    "capture_source",
     "decoder_layers",
     "dumps",
     "fingerprint",

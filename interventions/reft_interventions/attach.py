@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InterventionShapeError
+from .errors import InterventionShapeError, InterventionSourceError
 from .folded import FoldedIntervention, FoldedSet
 from .intervention_set import InterventionSet
 from .manifest import InterventionSpec
@@ -43,10 +43,27 @@ class SiteEdit:
         return cls(spec.layer, spec.whole_component, spec.intervention_positions, function, spec.columns)
 
 
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """A set and how it is applied.
+
+    Args:
+        scale: multiplies the delta.
+        subspaces: only these rank dimensions act; None = all.
+        source_rows: for each intervention that needs a source, `[num_positions, hidden_size]` rows of the source
+            prompt, as `capture_source` gives them; then one prompt at a time, in one forward pass.
+    """
+
+    set: AnySet
+    scale: float = 1.0
+    subspaces: tuple[int, ...] | None = None
+    source_rows: tuple[Tensor, ...] = ()
+
+
 @contextmanager
 def attach(
     model: nn.Module,
-    sets: AnySet | Sequence[AnySet | tuple[AnySet, float]],
+    sets: AnySet | Sequence[AnySet | tuple[AnySet, float] | Applied],
     *,
     prompt_lengths: Sequence[int] | None = None,
 ) -> Iterator[None]:
@@ -57,16 +74,17 @@ def attach(
 
     Args:
         model: a transformers decoder; nothing of it is changed but hooks, which go when the block ends.
-        sets: one set, or a sequence of sets or `(set, scale)` pairs; the scale multiplies the delta.
+        sets: one set, or a sequence of sets, `(set, scale)` pairs or `Applied`; the scale multiplies the delta.
         prompt_lengths: tokens of each row's prompt, padding not counted; None = the tokens of the last forward pass
             that began without a cache (`generate`'s first).
 
     Raises:
         InterventionShapeError: a set does not fit the model.
+        InterventionSubspaceError, InterventionSourceError: rank dimensions or sources that a set does not have.
         UnsupportedComponentError: the model has no such part.
     """
-    pairs = [(sets, 1.0)] if isinstance(sets, InterventionSet | FoldedSet) else [_with_scale(entry) for entry in sets]
-    edits = [edit for one, scale in pairs for edit in site_edits(model, one, scale)]
+    entries = [sets] if isinstance(sets, InterventionSet | FoldedSet) else sets
+    edits = [edit for entry in entries for edit in site_edits(model, _applied(entry))]
     with hook_edits(model, edits, prompt_lengths):
         yield
 
@@ -103,45 +121,108 @@ def hook_edits(
         yield
 
 
-def site_edits(model: nn.Module, one: AnySet, scale: float = 1.0) -> list[SiteEdit]:
+def capture_source(model: nn.Module, one: AnySet, token_ids: Sequence[int]) -> tuple[Tensor, ...]:
+    """Run a source prompt through the plain model, and note its rows where a set needs them.
+
+    Returns:
+        For each intervention that needs a source, `[num_positions, hidden_size]`, in ascending order of position.
+    """
+    sites = [(i.layer, i.component, i.positions) for i in _open_sites(one)]
+    noted: list[list[Tensor]] = [[] for _ in sites]
+
+    def note(into: list[Tensor]) -> RowFunction:
+        def function(rows: Tensor) -> Tensor:
+            into.append(rows)
+            return rows
+
+        return function
+
+    edits = [SiteEdit(*site, note(into)) for site, into in zip(sites, noted, strict=True)]
+    with torch.no_grad(), hook_edits(model, edits):
+        decoder(model)(torch.tensor([list(token_ids)], device=next(model.parameters()).device), use_cache=False)
+    return tuple(rows[0] if rows else torch.empty(0, 0) for rows in noted)
+
+
+def site_edits(model: nn.Module, applied: Applied) -> list[SiteEdit]:
     """The edits of one set with its weights on the model's device.
 
     Raises:
         InterventionShapeError: the set does not fit the model.
+        InterventionSubspaceError, InterventionSourceError: rank dimensions or sources that it does not have.
     """
-    device = next(model.parameters()).device
+    device, one = next(model.parameters()).device, applied.set
+    if len(applied.source_rows) != len(_open_sites(one)):
+        raise InterventionSourceError(
+            f"{len(_open_sites(one))} interventions of the set need source rows, {len(applied.source_rows)} are given"
+        )
+    source_rows = iter(applied.source_rows)
     if isinstance(one, FoldedSet):
-        moved = one.scaled(scale).to(device)
-        return [SiteEdit(i.layer, i.component, i.positions, _folded_function(i)) for i in moved.interventions]
+        moved = one.scaled(applied.scale).restricted(applied.subspaces).to(device)
+        return [
+            SiteEdit(i.layer, i.component, i.positions, _folded_function(i, source_rows)) for i in moved.interventions
+        ]
     check_fits(one, site_width(model, "block_output"), len(decoder_layers(model)), row_sizes(model))
     groups = [{name: tensor.to(device) for name, tensor in group.items()} for group in one.parameters]
     return [
-        SiteEdit.of(spec, _formula_function(spec, groups[spec.parameters], scale))
+        SiteEdit.of(spec, _formula_function(spec, groups[spec.parameters], applied, source_rows))
         for spec in one.manifest.interventions
     ]
 
 
-def _with_scale(entry: AnySet | tuple[AnySet, float]) -> tuple[AnySet, float]:
-    return entry if isinstance(entry, tuple) else (entry, 1.0)
+def _applied(entry: AnySet | tuple[AnySet, float] | Applied) -> Applied:
+    if isinstance(entry, Applied):
+        return entry
+    return Applied(*entry) if isinstance(entry, tuple) else Applied(entry)
 
 
-def _folded_function(intervention: FoldedIntervention) -> RowFunction:
+def _open_sites(one: AnySet) -> Sequence[FoldedIntervention]:
+    """The interventions of a set that need source rows."""
+    return (one if isinstance(one, FoldedSet) else one.fold()).open_interventions
+
+
+def _folded_function(intervention: FoldedIntervention, source_rows: Iterator[Tensor]) -> RowFunction:
+    edits = intervention.edit.with_source(next(source_rows)) if intervention.edit.needs_source else ()
+
     def edit(rows: Tensor) -> Tensor:
-        return rows + intervention.edit.delta(rows.to(torch.float32)).to(rows.dtype)
+        hidden = rows.to(torch.float32)
+        if not edits:
+            return rows + intervention.edit.delta(hidden).to(rows.dtype)
+        _check_num_rows(len(edits), rows)
+        deltas = [one.delta(row[None]) for one, row in zip(edits, hidden, strict=True)]
+        return rows + torch.cat(deltas).to(rows.dtype)
 
     return edit
 
 
-def _formula_function(spec: InterventionSpec, parameters: Mapping[str, Tensor], scale: float) -> RowFunction:
-    formula = spec.formula_object
+def _formula_function(
+    spec: InterventionSpec, parameters: Mapping[str, Tensor], applied: Applied, source_rows: Iterator[Tensor]
+) -> RowFunction:
+    formula, scale = spec.formula_object, applied.scale
+    if applied.subspaces is not None:
+        parameters = formula.restricted(parameters, applied.subspaces)
+    source = next(source_rows) if formula.needs_source(parameters) else None
+    if source is not None and spec.columns is not None:
+        source = source[:, spec.columns]
 
     def edit(rows: Tensor) -> Tensor:
         dtype = torch.promote_types(rows.dtype, torch.float32)
         cast = {name: value.to(dtype) for name, value in parameters.items()}
+        if source is not None:
+            _check_num_rows(source.shape[0], rows)
+            cast["source"] = source.to(rows.device, dtype)
         delta = formula.delta(rows.to(dtype), cast, spec.act)
         return rows + (delta if scale == 1.0 else delta * scale).to(rows.dtype)
 
     return edit
+
+
+def _check_num_rows(num_source_rows: int, rows: Tensor) -> None:
+    if rows.shape[0] != num_source_rows:
+        raise InterventionSourceError(
+            f"{num_source_rows} source rows are given, and {rows.shape[0]} tokens are edited in this forward pass; run "
+            "one prompt at a time, whole, with a source that has as many edited tokens",
+            param="source",
+        )
 
 
 def _register(hook: ComponentHook, site: Sequence[SiteEdit], tracker: PositionTracker) -> Callable[[], None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .errors import InterventionSourceError
 from .positions import InterventionPositions
 
 SiteKey = tuple[int, str]
@@ -67,11 +68,13 @@ class FoldedIntervention:
 class FoldedSet:
     """A whole intervention set, ready to run; interventions at the same site apply in order.
 
-    `content_hash` is the set's identity (scale included): equal hashes mean equal behaviour.
+    `content_hash` is the set's identity (scale, rank dimensions and source included): equal hashes mean equal
+    behaviour. `origin` is the set whose weights this one shares; it lives as long as this one does.
     """
 
     content_hash: str
     interventions: tuple[FoldedIntervention, ...]
+    origin: FoldedSet | None = field(default=None, repr=False)
 
     @property
     def num_bytes(self) -> int:
@@ -82,11 +85,61 @@ class FoldedSet:
     def is_prompt_only(self) -> bool:
         return all(i.positions.is_prompt_only for i in self.interventions)
 
+    @property
+    def open_interventions(self) -> tuple[FoldedIntervention, ...]:
+        """Those that need the rows of a source prompt before the set can run."""
+        return tuple(i for i in self.interventions if i.edit.needs_source)
+
     def scaled(self, scale: float) -> FoldedSet:
         """The set with every delta multiplied by `scale` (negative allowed; 0 switches it off)."""
         if scale == 1.0:
             return self
         return FoldedSet(f"{self.content_hash}*{scale!r}", self._with_edits(lambda edit: edit.scaled(scale)))
+
+    def restricted(self, dimensions: tuple[int, ...] | None) -> FoldedSet:
+        """The set with only these rank dimensions of every edit; None = all.
+
+        Raises:
+            InterventionSubspaceError: an edit does not have them.
+        """
+        if dimensions is None:
+            return self
+        edits = self._with_edits(lambda edit: edit.restricted(dimensions))
+        return FoldedSet(f"{self.content_hash}[{','.join(map(str, dimensions))}]", edits)
+
+    def check_source_length(self, prompt_length: int, source_length: int) -> None:
+        """The i-th edited token of the prompt takes the row of the i-th one of the source prompt.
+
+        Raises:
+            InterventionSourceError: the counts differ.
+        """
+        for one in self.open_interventions:
+            num_prompt, num_source = map(one.positions.num_prompt_positions, (prompt_length, source_length))
+            if num_prompt != num_source:
+                raise InterventionSourceError(
+                    f"at layer {one.layer} {one.component} the set edits {num_prompt} tokens of the prompt "
+                    f"({prompt_length} tokens) and {num_source} of the source ({source_length} tokens); they must be "
+                    "as many: send a source of the prompt's length",
+                    param="source",
+                )
+
+    def with_source(self, source_rows: Sequence[Tensor], source_hash: str) -> FoldedSet:
+        """The set with the rows of a source prompt in the place of its missing sources.
+
+        Args:
+            source_rows: for each of `open_interventions` the hidden rows at its positions of the source prompt,
+                ascending, `[num_positions, hidden_size]`.
+            source_hash: names the source prompt: equal hashes mean equal rows.
+        """
+        rows = iter(source_rows)
+        closed: list[FoldedIntervention] = []
+        for one in self.interventions:
+            if not one.edit.needs_source:
+                closed.append(one)
+                continue
+            for nth, edit in enumerate(one.edit.with_source(next(rows))):
+                closed.append(replace(one, positions=replace(one.positions, nth=nth), edit=edit))
+        return FoldedSet(f"{self.content_hash}<{source_hash}", tuple(closed), origin=self)
 
     def to(self, device: torch.device) -> FoldedSet:
         """A copy with every weight on `device`."""

@@ -44,7 +44,7 @@ class TensorEdit(ABC):
             InterventionSubspaceError: it has none to choose from, or one is out of range.
         """
         raise InterventionSubspaceError(
-            "the set holds an edit without rank dimensions to choose from: leave out subspaces"
+            "the set holds an edit without rank dimensions to choose from: leave out subspaces", param="subspaces"
         )
 
     def with_source(self, source_rows: Tensor) -> tuple[TensorEdit, ...]:  # noqa: ARG002
@@ -53,7 +53,7 @@ class TensorEdit(ABC):
         Raises:
             InterventionSourceError: the edit takes none.
         """
-        raise InterventionSourceError("the set takes no source: leave it out")
+        raise InterventionSourceError("the set takes no source: leave it out", param="source")
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by field name, absent ones left out."""
@@ -188,7 +188,7 @@ class InterchangeEdit(TensorEdit):
 
     def delta(self, rows: Tensor) -> NoReturn:  # noqa: ARG002
         """Not defined before `with_source`."""
-        raise InterventionSourceError("this set needs a source prompt: give one with the request")
+        raise InterventionSourceError("this set needs a source prompt: give one with the request", param="source")
 
     def scaled(self, scale: float) -> InterchangeEdit:
         """The same edit with its delta multiplied by `scale`."""
@@ -240,15 +240,17 @@ def check_dimensions(dimensions: Sequence[int], low_rank_dimension: int) -> None
         InterventionSubspaceError: none is chosen, one is chosen twice or out of range.
     """
     if not dimensions:
-        raise InterventionSubspaceError("subspaces is empty: name a dimension, leave it out, or set scale to 0")
+        raise InterventionSubspaceError(
+            "subspaces is empty: name a dimension, leave it out, or set scale to 0", param="subspaces"
+        )
     for dimension in dimensions:
         if not 0 <= dimension < low_rank_dimension:
             raise InterventionSubspaceError(
-                f"subspaces names dimension {dimension}, the set has 0 to {low_rank_dimension - 1}"
+                f"subspaces names dimension {dimension}, the set has 0 to {low_rank_dimension - 1}", param="subspaces"
             )
     if len(set(dimensions)) != len(dimensions):
         twice = next(one for one in dimensions if list(dimensions).count(one) > 1)
-        raise InterventionSubspaceError(f"subspaces names dimension {twice} twice: name each once")
+        raise InterventionSubspaceError(f"subspaces names dimension {twice} twice: name each once", param="subspaces")
 
 
 _Edit = TypeVar("_Edit", bound=TensorEdit)

@@ -26,12 +26,15 @@ from .components import ROW_KINDS, check_component, is_head, whole_component
 from .errors import InterventionManifestError
 from .formulas import FORMULAS, Formula
 from .positions import InterventionPositions, Part, ShortPromptRule
+from .subspaces import check_subspaces
 
 FORMAT_VERSION = 1
 _MAX_INTERVENTIONS = 4096
 _MAX_DEPTH = 32
+_MAX_SUBSPACES = 256
 _PositionIndex = Annotated[StrictInt, Field(ge=-(10**7), le=10**7)]
 _Word = Annotated[StrictStr, Field(max_length=64)]
+_Dimensions = Annotated[tuple[StrictInt, ...], Field(min_length=1, max_length=4096)]
 _Text = Annotated[StrictStr, Field(max_length=4096)]
 
 
@@ -144,7 +147,10 @@ class InterventionSpec(_Strict):
 
 
 class Manifest(_Strict):
-    """The manifest: the base model, the interventions in their order, and where the set comes from."""
+    """The manifest: the base model, the interventions in their order, and where the set comes from.
+
+    `subspaces` names groups of rank dimensions, which a request may choose by name.
+    """
 
     format_version: StrictInt = FORMAT_VERSION
     name: Annotated[StrictStr, Field(max_length=256)] = ""
@@ -152,6 +158,7 @@ class Manifest(_Strict):
     license: Annotated[StrictStr, Field(max_length=256)] = ""
     base_model: BaseModelRef
     interventions: Annotated[tuple[InterventionSpec, ...], Field(min_length=1, max_length=_MAX_INTERVENTIONS)]
+    subspaces: Annotated[dict[_Word, _Dimensions], Field(max_length=_MAX_SUBSPACES)] = Field(default_factory=dict)
     prompt_template: Annotated[StrictStr, Field(max_length=1 << 16)] | None = None
     training: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -189,6 +196,7 @@ class Manifest(_Strict):
         if {spec.parameters for spec in self.interventions} != set(range(self.num_parameter_groups)):
             _refuse("the indices in `parameters` must be 0, 1, 2 … without a gap", "parameters")
         _check_json(self.training)
+        check_subspaces(self.subspaces, self.interventions)
         groups = self.parameter_groups
         for spec in self.interventions:
             first = groups[spec.parameters]
@@ -215,9 +223,10 @@ class Manifest(_Strict):
 
     def canonical_json(self) -> str:
         """The manifest as JSON with sorted keys and no whitespace, ASCII only: the same text for equal manifests."""
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-        )
+        fields = self.model_dump(mode="json")
+        if not self.subspaces:  # so that files from before there were any keep their hash
+            del fields["subspaces"]
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def _location(error: ValidationError) -> str:

@@ -38,7 +38,9 @@ class Dii(Formula):
 
     def delta(self, rows: Tensor, parameters: Parameters, act: str = "linear") -> Tensor:  # noqa: ARG002
         if "source" not in parameters:
-            raise InterventionSourceError("this set stores no source: give it the rows of a source prompt")
+            raise InterventionSourceError(
+                "this set stores no source: give it the rows of a source prompt", param="source"
+            )
         return interchange(rows, parameters["source"], parameters["rotate_layer"])
 
     def fold(self, parameters: Parameters, act: str = "linear") -> FoldedEdit:  # noqa: ARG002
