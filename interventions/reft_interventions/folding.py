@@ -200,6 +200,8 @@ class InterchangeEdit(TensorEdit):
 
     def with_source(self, source_rows: Tensor) -> tuple[LowRankEdit, ...]:
         """One edit for each source row, `[num_rows, hidden_size]` on any device; they share their projections."""
+        if not source_rows.shape[0]:
+            return ()
         down = -self.rotation
         coefficients = source_rows.to(self.rotation) @ self.rotation.T  # [num_rows, low_rank_dimension]
         return tuple(LowRankEdit(down, bias, self.up) for bias in coefficients)

@@ -179,6 +179,12 @@ class Settings(BaseSettings):
         le=1 << 24,
         description="New tokens of a chat answer whose request sets no limit; unset = the rest of the window.",
     )
+    source_cache_bytes: ByteSize = Field(
+        ByteSize(_API.source_cache_bytes),
+        ge=1 << 20,
+        le=1 << 40,
+        description="Memory for hidden rows of source prompts; a source whose rows need more is refused.",
+    )
     max_intervention_labels: int = Field(
         _API.max_intervention_labels,
         ge=0,

@@ -16,6 +16,7 @@ from reft_interventions.file_format import FileLimits, load
 from reft_interventions.folded import FoldedSet
 from reft_interventions.intervention_set import InterventionSet
 from reft_interventions.store import InterventionStore, StoredVersion, check_name
+from reft_interventions.subspaces import choose_dimensions
 from reft_interventions.validation import BaseModelSpec, check_base, validate_for_base
 
 from .engine.device_pool import DevicePool
@@ -32,13 +33,15 @@ _NUM_CONCURRENT_UPLOADS = 2
 class ResolvedIntervention:
     """A name, resolved for one request: it runs `folded` whatever happens to the name meanwhile.
 
-    `content_hash` is the stored file's; `folded` carries its own hash, of the folded weights and the scale.
+    `content_hash` is the stored file's; `folded` carries its own hash, of the folded weights, the scale and the rank
+    dimensions that act; `subspaces` are these, None = all.
     """
 
     name: str
     version: int
     content_hash: str
     scale: float
+    subspaces: tuple[int, ...] | None
     folded: FoldedSet
 
 
@@ -77,26 +80,36 @@ class Registry:
         self._limits = limits
         self._upload_slots = asyncio.Semaphore(_NUM_CONCURRENT_UPLOADS)
 
-    async def resolve(self, name: str, version: int | str | None = None, *, scale: float = 1.0) -> ResolvedIntervention:
+    async def resolve(
+        self,
+        name: str,
+        version: int | str | None = None,
+        *,
+        scale: float = 1.0,
+        subspaces: Sequence[int | str] | None = None,
+    ) -> ResolvedIntervention:
         """Find a version and load it, if it is not in the pool yet.
 
         Args:
             version: None = the newest; a number; or `sha256:` and at least 12 hex digits of the content hash.
             scale: multiplies every delta of the set.
+            subspaces: rank dimensions, and names that the manifest gives to groups of them; None = all.
 
         Raises:
             InvalidInterventionNameError: the name or the version breaks the rules.
             InterventionNotFoundError: there is none.
             InterventionConflictError: a hash prefix fits several contents.
             InterventionValueError: `scale` is not finite.
+            InterventionSubspaceError: the set does not have these rank dimensions, or none at all.
             InterventionBaseMismatchError, InterventionShapeError: stored by a server with another base model.
             StoreError: the stored file is lost or damaged.
         """
         if not math.isfinite(scale):
             raise InterventionValueError(f"the scale must be finite, got {scale}", param="scale")
         stored = self._store.resolve(name, version)
-        folded = await self._pool.get(stored.content_hash, lambda: self._load_stored(stored), scale)
-        return ResolvedIntervention(stored.name, stored.version, stored.content_hash, scale, folded)
+        dimensions = None if subspaces is None else choose_dimensions(stored.manifest, subspaces)
+        folded = await self._pool.get(stored.content_hash, lambda: self._load_stored(stored), scale, dimensions)
+        return ResolvedIntervention(stored.name, stored.version, stored.content_hash, scale, dimensions, folded)
 
     async def place(self, sets: Sequence[FoldedSet]) -> tuple[FoldedSet, ...]:
         """The resolved sets of one request where the engine runs them; holding them keeps them there.

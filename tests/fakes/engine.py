@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import torch
+
 from reft_server.engine.types import EngineStats, GenerationRequest, ModelInfo, TokenOutput, TokenStream
 from reft_server.errors import EngineDeadError, InvalidRequestError, ReftError
 from tests.intervention_sets import BASE
@@ -116,6 +118,10 @@ class FakeStream:
 
     async def __aiter__(self) -> AsyncIterator[list[TokenOutput]]:
         outputs = self._outputs()
+        for capture in self._request.captures:
+            size = self._engine.model_info.hidden_size
+            ids = torch.tensor(self._request.prompt_token_ids, dtype=torch.float32)
+            capture.note(0, ids[:, None].expand(-1, size))
         while outputs:
             if self._engine.hold_after is not None and self.num_tokens >= self._engine.hold_after:
                 await self._engine.released.wait()
@@ -128,6 +134,8 @@ class FakeStream:
             yield step
 
     def _outputs(self) -> list[TokenOutput]:
+        if self._request.captures:
+            return [TokenOutput(None, finish_reason="stop")]
         sampling = self._request.sampling
         script = list(self._engine.script(self._request))
         ids = [*script, EOS][: sampling.max_tokens]

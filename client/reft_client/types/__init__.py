@@ -11,7 +11,6 @@ from .chat import (
     ChatCompletionResponse,
     ChatDelta,
     ChatLogprobs,
-    ChatMessage,
     TokenLogprob,
     TopLogprob,
 )
@@ -28,6 +27,7 @@ from .interventions import (
     SelfTestSite,
     VersionList,
 )
+from .messages import ChatMessage
 from .models import (
     DetokenizeRequest,
     DetokenizeResponse,

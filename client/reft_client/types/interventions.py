@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from .base import FiniteFloat, Int, ResponseModel, Text
+from .base import FiniteFloat, Int, ResponseModel, Text, check_text
+from .messages import ChatMessage
 
 __all__ = [
     "AppliedIntervention",
@@ -25,6 +26,21 @@ __all__ = [
 MAX_INTERVENTIONS_PER_REQUEST = 16
 
 
+def _check_source(value: Any) -> Any:
+    if isinstance(value, str):
+        return check_text(value)
+    items = value if isinstance(value, list | tuple) else ()
+    if items and all(type(item) is int and item >= 0 for item in items):
+        return tuple(items)
+    if items and all(isinstance(item, dict | ChatMessage) for item in items):
+        return tuple(ChatMessage.model_validate(item) for item in items)
+    raise ValueError("must be a text, a list of token ids, or a list of messages")
+
+
+SourceType = str | tuple[int, ...] | tuple[ChatMessage, ...]
+SourceArgument = Annotated[SourceType, PlainValidator(_check_source, json_schema_input_type=SourceType)]
+
+
 class InterventionRef(BaseModel):
     """One intervention of a request. `name` may carry the version: `name`, `name@3`, `name@sha256:<hex>`.
 
@@ -33,6 +49,9 @@ class InterventionRef(BaseModel):
     Args:
         version: None = the newest.
         scale: multiplies the edit's delta; 0 switches it off, -1 negates it.
+        subspaces: only these rank dimensions act, by number or by the names that the set gives; None = all.
+        source: for an interchange, the prompt whose hidden rows take the place of the prompt's own. For chat a text is
+            one user message, and a conversation may be given; for completions token ids may.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +61,8 @@ class InterventionRef(BaseModel):
         None
     )
     scale: FiniteFloat = 1.0
+    subspaces: Annotated[tuple[Int | Annotated[Text, Field(max_length=64)], ...], Field(max_length=4096)] | None = None
+    source: SourceArgument | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -112,12 +133,19 @@ def intervention_refs(value: str | InterventionRef | list[str | InterventionRef]
 
 
 class AppliedIntervention(ResponseModel):
-    """An intervention that took part in an answer, as the server resolved it."""
+    """An intervention that took part in an answer, as the server resolved it.
+
+    Args:
+        subspaces: the rank dimensions that acted; None = all.
+        source_tokens: how long its source prompt was, in tokens; None = it took none.
+    """
 
     name: str
     version: int
     content_hash: str
     scale: float = 1.0
+    subspaces: tuple[int, ...] | None = None
+    source_tokens: int | None = None
 
 
 class InterventionInfo(ResponseModel):
@@ -127,6 +155,7 @@ class InterventionInfo(ResponseModel):
         content_hash: `sha256:<hex>` of the canonical manifest and tensors, computed by the server.
         created: Unix time in seconds.
         low_rank_dimension: the largest of its sites; None for formulas without one.
+        subspaces: names of groups of rank dimensions, which a request may choose.
         state: `loaded` = its folded tensors are in memory; `stored` = on disk, read at the next use.
     """
 
@@ -142,6 +171,7 @@ class InterventionInfo(ResponseModel):
     layers: tuple[int, ...] = ()
     positions: tuple[str, ...] = ()
     low_rank_dimension: int | None = None
+    subspaces: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     num_parameters: int | None = None
     description: str = ""
     license: str = ""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, model_validator
 
 from .base import RequestModel, ResponseModel, Text, TokenId
-from .chat import ChatMessage
+from .messages import ChatMessage
 
 __all__ = [
     "DetokenizeRequest",

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from reft_server.engine.types import Engine
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
+from reft_server.sources import SourceCache
 
 from .context import ApiContext
 from .handlers import install_handlers
@@ -37,6 +38,7 @@ def create_app(
         engine=engine,
         tokenization=Tokenization(tokenizer),
         registry=registry,
+        sources=SourceCache(engine, settings.source_cache_bytes),
         settings=settings,
         metrics=Metrics(engine.stats, lambda: registry.stats().pool, settings.max_intervention_labels),
         model_names=ModelNames(engine.model_info.model_id, settings.served_model_name),

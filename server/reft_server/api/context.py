@@ -13,6 +13,7 @@ from reft_server.engine.types import Engine
 from reft_server.errors import ReftError
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
+from reft_server.sources import SourceCache
 
 from .model_names import ModelNames
 from .settings import ApiSettings
@@ -26,6 +27,7 @@ class ApiContext:
     engine: Engine
     tokenization: Tokenization
     registry: Registry
+    sources: SourceCache
     settings: ApiSettings
     metrics: Metrics
     model_names: ModelNames

@@ -28,6 +28,7 @@ def intervention_info(stored: StoredVersion, *, is_loaded: bool) -> Intervention
         positions=tuple(dict.fromkeys(_positions(spec) for spec in specs)),
         num_parameters=_num_parameters(manifest),
         low_rank_dimension=max(spec.low_rank_dimension for spec in specs) or None,
+        subspaces=manifest.subspaces,
         description=manifest.description or "",
         license=manifest.license or "",
         state="loaded" if is_loaded else "stored",

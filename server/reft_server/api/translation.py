@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from reft_client.types import AppliedIntervention, ChatCompletionRequest, CompletionRequest, SamplingFields
-from reft_interventions.errors import InterventionNotFoundError, InvalidInterventionNameError
-from reft_interventions.folded import FoldedSet
 from reft_server.engine.types import GenerationRequest, SamplingParams
 from reft_server.errors import InvalidRequestError, PromptTooLongError, UnsupportedParameterError
 
+from .applied import apply_interventions
 from .context import ApiContext
-from .model_names import model_not_found
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,9 @@ async def _plan(
     limits = [
         _fit(prompt, sampling.max_tokens, window, param=param, is_limit_given=is_limit_given) for prompt in prompts
     ]
-    applied, folded = await _resolve(context, body)
+    started_at_s = time.monotonic()
+    applied, folded = await apply_interventions(context, body, prompts)
+    deadline_s = max(context.settings.request_timeout_s - (time.monotonic() - started_at_s), 0.0)
     response_id = f"{prefix}-{uuid.uuid4().hex}"
     requests = tuple(
         GenerationRequest(
@@ -131,7 +131,7 @@ async def _plan(
             tenant=body.user or "",
             priority=body.priority,
             cache_salt=body.cache_salt or "",
-            deadline_s=context.settings.request_timeout_s,
+            deadline_s=deadline_s,
         )
         for index, prompt in enumerate(prompts)
         for answer in range(body.n)
@@ -163,27 +163,3 @@ def _fit(prompt: tuple[int, ...], max_tokens: int, window: int, *, param: str, i
             param=param if left < 1 else "max_tokens",
         )
     return min(max_tokens, left)
-
-
-async def _resolve(
-    context: ApiContext, body: SamplingFields
-) -> tuple[tuple[AppliedIntervention, ...], tuple[FoldedSet, ...]]:
-    refs = context.model_names.merge(body.model, body.intervention_refs())
-    is_named_by_model = body.model is not None and not body.intervention_refs()
-    applied: list[AppliedIntervention] = []
-    folded: list[FoldedSet] = []
-    for ref in refs:
-        try:
-            resolved = await context.registry.resolve(ref.name, ref.version, scale=ref.scale)
-        except (InterventionNotFoundError, InvalidInterventionNameError) as error:
-            if is_named_by_model and body.model is not None:
-                raise model_not_found(body.model) from error
-            error.param = "intervention"
-            raise
-        applied.append(
-            AppliedIntervention(
-                name=resolved.name, version=resolved.version, content_hash=resolved.content_hash, scale=ref.scale
-            )
-        )
-        folded.append(resolved.folded)
-    return tuple(applied), await context.registry.place(folded)

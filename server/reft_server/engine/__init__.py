@@ -1,6 +1,7 @@
 """Token ids in, token ids out: continuous batching with a different intervention on every row."""
 
 from .build import build_engine
+from .capture import RowCapture, capture_sources
 from .engine import LocalEngine
 from .settings import EngineSettings
 from .types import (
@@ -21,9 +22,11 @@ __all__ = [
     "GenerationRequest",
     "LocalEngine",
     "ModelInfo",
+    "RowCapture",
     "SamplingParams",
     "SelfTestReport",
     "TokenOutput",
     "TokenStream",
     "build_engine",
+    "capture_sources",
 ]

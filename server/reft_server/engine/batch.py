@@ -157,9 +157,9 @@ def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device, planne
     sampled_rows: list[int] = []
     for chunk in ordered:
         token_ids += chunk.sequence.token_ids[chunk.start : chunk.start + chunk.num_tokens]
-        if chunk.is_last:
+        if chunk.is_sampled:
             sampled_rows.append(len(token_ids) - 1)
-    sampled_sequences = tuple(chunk.sequence for chunk in ordered if chunk.is_last)
+    sampled_sequences = tuple(chunk.sequence for chunk in ordered if chunk.is_sampled)
     return Batch(ordered, token_ids, sampled_rows, sampled_sequences, planner.plan(ordered), device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from reft_interventions.folded import SiteKey
 from reft_interventions.ops import EditedRows, EditGroup, EditStacks, apply_edits
 
+from .capture import RowCapture
 from .scheduler import ScheduledChunk
 from .sequence import Sequence, SequenceEdit
 
@@ -19,19 +21,36 @@ _Place = tuple[SiteKey, int]
 """A site, and which of a sequence's edits there: the first, the second, …"""
 
 
-class EditPlan:
-    """The edits of one step: for each site, groups that apply in order."""
+@dataclass(frozen=True)
+class CaptureGroup:
+    """Rows `[start, end)` of a step that are looked at: the first of them is at `position` of its prompt."""
 
-    def __init__(self, groups: Mapping[SiteKey, SequenceOf[EditGroup]]) -> None:
+    capture: RowCapture
+    start: int
+    end: int
+    position: int
+
+
+class EditPlan:
+    """The edits of one step: for each site, groups that apply in order, and rows that are only noted."""
+
+    def __init__(
+        self,
+        groups: Mapping[SiteKey, SequenceOf[EditGroup]],
+        captures: Mapping[SiteKey, SequenceOf[CaptureGroup]] = MappingProxyType({}),
+    ) -> None:
         self.groups = groups
+        self.captures = captures
 
     @property
     def sites(self) -> SequenceOf[SiteKey]:
-        """Sites where at least one row of this step is edited."""
-        return tuple(self.groups)
+        """Sites where at least one row of this step is edited or noted."""
+        return tuple(dict.fromkeys((*self.groups, *self.captures))) if self.captures else tuple(self.groups)
 
     def apply(self, hidden: Tensor, layer: int, component: str) -> None:
         """Edit `hidden` (`[num_tokens, hidden_size]`) in place; nothing runs at a site without edited rows."""
+        for one in self.captures.get((layer, component), ()):
+            one.capture.note(one.position, hidden[one.start : one.end])
         groups = self.groups.get((layer, component))
         if groups is not None:
             apply_edits(hidden, groups)
@@ -59,9 +78,13 @@ class EditPlanner:
         """The plan of a step that computes `chunks`, laid out one after the other."""
         decoding: list[tuple[int, Sequence]] = []
         prompts: list[tuple[int, ScheduledChunk]] = []
+        captures: dict[SiteKey, list[CaptureGroup]] = {}
         offset = 0
         for chunk in chunks:
             sequence = chunk.sequence
+            for one in sequence.request.captures:
+                noted = CaptureGroup(one, offset, offset + chunk.num_tokens, chunk.start)
+                captures.setdefault(one.site, []).append(noted)
             if sequence.has_edits_in(chunk.start):
                 if chunk.num_tokens == 1 and chunk.start >= sequence.prompt_length:
                     decoding.append((offset, sequence))
@@ -70,12 +93,12 @@ class EditPlanner:
             offset += chunk.num_tokens
         if decoding:
             self._update_decoding(decoding)
-        if not prompts:
+        if not prompts and not captures:
             return self._decoding_plan if decoding else NO_EDITS
         places = dict(self._decoding_groups) if decoding else {}
         for place, edited in _by_place(_prompt_rows(prompts)).items():
             places[place] = places.get(place, []) + self._groups(edited)
-        return _in_order(places)
+        return _in_order(places, captures)
 
     def _update_decoding(self, decoding: list[tuple[int, Sequence]]) -> None:
         # Equal content hashes mean equal edits.
@@ -124,8 +147,10 @@ def _by_place(edited: Iterable[tuple[SequenceEdit, list[int]]]) -> dict[_Place, 
     return {place: list(members.values()) for place, members in places.items()}
 
 
-def _in_order(places: Mapping[_Place, list[EditGroup]]) -> EditPlan:
+def _in_order(
+    places: Mapping[_Place, list[EditGroup]], captures: Mapping[SiteKey, list[CaptureGroup]] = MappingProxyType({})
+) -> EditPlan:
     groups: dict[SiteKey, list[EditGroup]] = {}
     for site, order in sorted(places):
         groups.setdefault(site, []).extend(places[site, order])
-    return EditPlan(groups)
+    return EditPlan(groups, captures)

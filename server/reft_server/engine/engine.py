@@ -244,6 +244,8 @@ class LocalEngine:
             self._scheduler.computed(chunk)
             if chunk.start < chunk.sequence.prompt_length:
                 self._counters["prompt_tokens"] += chunk.num_tokens
+            if chunk.is_last and not chunk.is_sampled:
+                self._finish(chunk.sequence, "stop")
         for sequence, token in zip(batch.sampled_sequences, tokens, strict=True):
             self._append(sequence, token)
 

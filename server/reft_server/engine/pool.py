@@ -13,13 +13,13 @@ from weakref import WeakValueDictionary
 from reft_interventions.folded import FoldedSet
 
 _NUM_LOADERS = 2
-_SCALED_SHARE = 5
-"""One part in so many of the budget holds scaled copies, so that scales, which clients choose, never evict sets."""
+_VARIANT_SHARE = 5
+"""One part in so many of the budget holds variants: scales and subspaces, which clients choose, never evict sets."""
 
 
 @dataclass(frozen=True)
 class PoolStats:
-    """Gauges of what is resident, and counters since start; scaled copies included."""
+    """Gauges of what is resident, and counters since start; variants included."""
 
     num_sets: int = 0
     num_bytes: int = 0
@@ -39,9 +39,9 @@ class InterventionPool:
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        scaled_bytes = budget_bytes // _SCALED_SHARE
-        self._sets = _LeastRecentlyUsed(budget_bytes - scaled_bytes)
-        self._scaled = _LeastRecentlyUsed(scaled_bytes)
+        variant_bytes = budget_bytes // _VARIANT_SHARE
+        self._sets = _LeastRecentlyUsed(budget_bytes - variant_bytes)
+        self._variants = _LeastRecentlyUsed(variant_bytes)
         self._loading: dict[Hashable, asyncio.Task[FoldedSet]] = {}
         self._executor = ThreadPoolExecutor(_NUM_LOADERS, thread_name_prefix="intervention-load")
         self._num_hits = 0
@@ -51,39 +51,51 @@ class InterventionPool:
         """Whether the set is resident; does not count as a use."""
         return content_hash in self._sets
 
-    async def get(self, content_hash: str, load: Callable[[], FoldedSet], scale: float = 1.0) -> FoldedSet:
-        """The set with this content hash, its deltas multiplied by `scale`.
+    async def get(
+        self,
+        content_hash: str,
+        load: Callable[[], FoldedSet],
+        scale: float = 1.0,
+        subspaces: tuple[int, ...] | None = None,
+    ) -> FoldedSet:
+        """The set with this content hash, or a variant of it.
 
         Args:
             content_hash: of the stored file, computed by the server.
             load: reads and folds it; called in a worker thread, once for all who wait for it.
+            scale: multiplies its deltas.
+            subspaces: the rank dimensions that act; None = all.
 
         Raises:
+            InterventionSubspaceError: the set does not have these rank dimensions.
             Whatever `load` raises, to all who wait; the next call tries again.
         """
-        if scale == 1.0:
+        if scale == 1.0 and subspaces is None:
             return await self._get(self._sets, content_hash, functools.partial(self._in_thread, load))
-        return await self._get(
-            self._scaled, (content_hash, scale), functools.partial(self._scale, content_hash, load, scale)
-        )
+
+        async def produce() -> FoldedSet:
+            folded = await self.get(content_hash, load)
+            return await self._in_thread(lambda: folded.restricted(subspaces).scaled(scale))
+
+        return await self._get(self._variants, (content_hash, scale, subspaces), produce)
 
     def add(self, content_hash: str, folded: FoldedSet) -> None:
         """Make a set resident that the caller has already folded."""
         self._sets.add(content_hash, folded)
 
     def discard(self, content_hash: str) -> None:
-        """Forget a set and its scaled copies; nothing happens when they are not resident."""
+        """Forget a set and its variants; nothing happens when they are not resident."""
         self._sets.discard(lambda key: key == content_hash)
-        self._scaled.discard(lambda key: isinstance(key, tuple) and key[0] == content_hash)
+        self._variants.discard(lambda key: isinstance(key, tuple) and key[0] == content_hash)
 
     def stats(self) -> PoolStats:
         """What is resident, and how often it was asked for."""
         return PoolStats(
             num_sets=len(self._sets),
-            num_bytes=self._sets.num_bytes + self._scaled.num_bytes,
+            num_bytes=self._sets.num_bytes + self._variants.num_bytes,
             num_hits=self._num_hits,
             num_misses=self._num_misses,
-            num_evictions=self._sets.num_evictions + self._scaled.num_evictions,
+            num_evictions=self._sets.num_evictions + self._variants.num_evictions,
         )
 
     async def close(self) -> None:
@@ -117,10 +129,6 @@ class InterventionPool:
             return folded
         finally:
             del self._loading[key]
-
-    async def _scale(self, content_hash: str, load: Callable[[], FoldedSet], scale: float) -> FoldedSet:
-        folded = await self.get(content_hash, load)
-        return await self._in_thread(functools.partial(folded.scaled, scale))
 
     def _in_thread(self, function: Callable[[], FoldedSet]) -> asyncio.Future[FoldedSet]:
         return asyncio.get_running_loop().run_in_executor(self._executor, function)

@@ -105,12 +105,12 @@ class PrefixCache:
         return request.cache_salt, scope
 
     def match(self, sequence: Sequence) -> PrefixMatch:
-        """The longest cached start of a sequence that leaves at least one token to compute; nothing is counted."""
+        """The longest cached start of a sequence within `num_reusable_tokens`; nothing is counted."""
         key = self.root_key(sequence)
         block = self._roots.get(key)
         if block is None:
             return PrefixMatch(key, ())
-        limit = len(sequence.token_ids) - 1
+        limit = sequence.num_reusable_tokens
         blocks: list[Block] = []
         while (len(blocks) + 1) * BLOCK_SIZE <= limit:
             start = len(blocks) * BLOCK_SIZE
@@ -125,12 +125,13 @@ class PrefixCache:
         return PrefixMatch(key, tuple(blocks), partial, num_partial)
 
     def num_common_tokens(self, one: Sequence, other: Sequence) -> int:
-        """Whole blocks that two prompts have in common, in tokens; leaves at least one of `one` to compute."""
+        """Whole blocks that two prompts have in common and `one` may reuse, in tokens."""
         if self.root_key(one) != self.root_key(other):
             return 0
         pairs = zip(one.prompt_chain, other.prompt_chain, strict=False)
         num_blocks = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return min(num_blocks * BLOCK_SIZE, (one.prompt_length - 1) // BLOCK_SIZE * BLOCK_SIZE)
+        limit = min(one.prompt_length - 1, one.num_reusable_tokens)
+        return min(num_blocks * BLOCK_SIZE, limit // BLOCK_SIZE * BLOCK_SIZE)
 
     def start(self, sequence: Sequence, match: PrefixMatch) -> None:
         """Count a match, and pin its last block until `release`: the sequence goes on below it."""

@@ -20,7 +20,7 @@ _HOLD_STEPS = 64  # after a preemption for want of KV nobody is admitted until a
 
 @dataclass(frozen=True)
 class ScheduledChunk:
-    """Tokens `[start, start + num_tokens)` of one sequence. `is_last`: the chunk's last row is sampled."""
+    """Tokens `[start, start + num_tokens)` of one sequence."""
 
     sequence: Sequence
     start: int
@@ -28,7 +28,13 @@ class ScheduledChunk:
 
     @property
     def is_last(self) -> bool:
+        """Nothing that is known is left to compute after it."""
         return self.start + self.num_tokens == len(self.sequence.token_ids)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Its last row's logits give the next token."""
+        return self.is_last and not self.sequence.request.captures
 
 
 @dataclass

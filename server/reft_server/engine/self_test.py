@@ -13,6 +13,7 @@ from reft_interventions.errors import InterventionSelfTestError
 from reft_interventions.folded import FoldedSet, SiteKey
 from reft_interventions.positions import InterventionPositions
 
+from .capture import capture_sources
 from .edit_plan import EditPlan
 from .single import Model, run_alone
 from .types import SelfTestReport, SelfTestSite
@@ -76,7 +77,7 @@ def run_self_test(model: Model, folded: FoldedSet, vocab_size: int, max_model_le
         observed.append(_ObservedEdits(plan))
         return observed[-1]
 
-    placed = folded.to(model.kv_layout.device)
+    placed = _with_trial_source(model, folded.to(model.kv_layout.device), num_prompt, vocab_size)
     logits = run_alone(model, token_ids, prompt_length=num_prompt, interventions=(placed,), wrap_edits=observe)
     seen = observed[0].seen
     problems = [
@@ -93,6 +94,16 @@ def run_self_test(model: Model, folded: FoldedSet, vocab_size: int, max_model_le
         for (layer, component), site in seen.items()
     )
     return SelfTestReport(sites, time.perf_counter() - started)
+
+
+def _with_trial_source(model: Model, folded: FoldedSet, num_prompt: int, vocab_size: int) -> FoldedSet:
+    """Another made-up prompt of the same length is the source, for a set that needs one."""
+    if not folded.open_interventions:
+        return folded
+    token_ids = [(104729 * i + 7) % vocab_size for i in range(num_prompt)]
+    captures = capture_sources(folded, num_prompt)
+    run_alone(model, token_ids, captures=captures)
+    return folded.with_source([one.rows for one in captures], "trial")
 
 
 def _num_prompt_tokens(folded: FoldedSet) -> int:

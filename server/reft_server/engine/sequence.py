@@ -86,6 +86,7 @@ class Sequence:
         self.edits = resolve_edits(request.interventions, self.prompt_length)
         self.edits_generated = any(last is None for edit in self.edits for _, last in edit.intervals)
         self._kv_edits = tuple(edit for edit in self.edits if changes_kv(edit.site, num_layers))
+        self._first_captured = min((one.positions[0] for one in request.captures if one.positions), default=None)
         self.num_computed_tokens = 0
         self.slot: KVSlot | None = None
         self.shared_prefix: SharedPrefix | None = None
@@ -111,6 +112,12 @@ class Sequence:
     def max_num_tokens(self) -> int:
         """The most KV this sequence can need; the last token sampled is never computed."""
         return self.prompt_length + self.sampling.max_tokens - 1
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """The most tokens whose K and V may come from a cache: one is left to compute, and all that are captured."""
+        limit = len(self.token_ids) - 1
+        return limit if self._first_captured is None else min(limit, self._first_captured)
 
     @property
     def num_shared_tokens(self) -> int:

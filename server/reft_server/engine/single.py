@@ -13,6 +13,7 @@ from torch import Tensor
 from reft_interventions.folded import FoldedSet
 
 from .batch import Batch, build_batch
+from .capture import RowCapture
 from .edit_plan import EditPlan, EditPlanner
 from .kv_cache import KVCache, KVLayout
 from .scheduler import ScheduledChunk
@@ -38,10 +39,11 @@ def run_alone(
     *,
     prompt_length: int | None = None,
     interventions: tuple[FoldedSet, ...] = (),
+    captures: tuple[RowCapture, ...] = (),
     chunk_sizes: SequenceOf[int] | None = None,
     wrap_edits: Callable[[EditPlan], EditPlan] = lambda plan: plan,
 ) -> Tensor:
-    """Logits after each chunk, `[num_chunks, vocab_size]`.
+    """Logits after each chunk, `[num_chunks, vocab_size]`; none where rows are captured.
 
     Args:
         prompt_length: how many of `token_ids` are the prompt; None = all. Decides which positions are edited.
@@ -60,6 +62,7 @@ def run_alone(
         prompt_token_ids=tuple(token_ids[:prompt_length]),
         sampling=SamplingParams(max_tokens=1, temperature=0.0),
         interventions=interventions,
+        captures=captures,
     )
     sequence = Sequence(request, NullStream(), len(model.kv_layout.layers))
     sequence.slot = cache.allocate(num_tokens)

@@ -10,6 +10,8 @@ from reft_interventions.components import NO_ROW_SIZES, RowSizes
 from reft_interventions.folded import FoldedSet
 from reft_server.errors import ReftError
 
+from .capture import RowCapture
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -63,6 +65,7 @@ class GenerationRequest:
         priority: among the requests of one tenant, lower first; a level is worth ten seconds of waiting.
         cache_salt: requests reuse the prefixes of requests with the same salt only.
         deadline_s: after its submission, when it ends with `RequestTimeoutError` wherever it is; None = never.
+        captures: rows to note of the prompt. Such a request ends with its prompt: nothing is generated.
     """
 
     request_id: str
@@ -73,13 +76,14 @@ class GenerationRequest:
     priority: int = 0
     cache_salt: str = ""
     deadline_s: float | None = None
+    captures: tuple[RowCapture, ...] = ()
 
 
 @dataclass(frozen=True)
 class TokenOutput:
     """One generated token, or the end of the sequence.
 
-    `token_id` is None only in a last event that carries no token (cancelled, error).
+    `token_id` is None only in a last event that carries no token (cancelled, error, the end of a capture).
     `is_stop_token` marks an EOS or stop token: counted, but not part of the text.
     `num_cached_tokens`: prompt tokens whose K and V were reused; in a request's first token only.
     """

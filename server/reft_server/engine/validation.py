@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from reft_interventions.errors import InterventionSourceError
 from reft_server.errors import InvalidRequestError, PromptTooLongError
 
 from .kv_cache import KVCache
@@ -17,6 +18,7 @@ def validate_request(request: GenerationRequest, info: ModelInfo, kv_cache: KVCa
 
     Raises:
         InvalidRequestError: an empty prompt, an id out of the vocabulary, a sampling value out of range.
+        InterventionSourceError: a set that needs a source has none.
         PromptTooLongError: longer than the context window, or than the whole KV cache.
     """
     prompt, max_tokens = request.prompt_token_ids, request.sampling.max_tokens
@@ -26,6 +28,8 @@ def validate_request(request: GenerationRequest, info: ModelInfo, kv_cache: KVCa
         raise InvalidRequestError(
             f"the prompt holds a token id outside the vocabulary, 0 to {info.vocab_size - 1}", param="prompt"
         )
+    if any(one.open_interventions for one in request.interventions):
+        raise InterventionSourceError("an intervention of this request needs a source: give one", param="source")
     _validate_sampling(request.sampling, info)
     if len(prompt) + max_tokens > info.max_model_len:
         raise PromptTooLongError(

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from reft_client.types import ChatCompletionRequest, ChatCompletionResponse
 
 from ..context import Context
+from ..disconnect import run_until_disconnect
 from ..openapi import CHAT_EXAMPLES, GENERATION_RESPONSES
 from ..output import ChatOutput
 from ..respond import respond
@@ -34,6 +35,6 @@ async def create_chat_completion(
 
     With `stream`, the answer is server-sent events: one `data: {json}` per piece, then `data: [DONE]`.
     """
-    plan = await plan_chat(context, body)
+    plan = await run_until_disconnect(plan_chat(context, body), request.receive)
     output = ChatOutput(plan, body, context.tokenization)
     return await respond(context, request, plan, output, stream=body.stream, includes_usage=body.includes_usage)
