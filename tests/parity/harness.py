@@ -14,8 +14,9 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
-from reft_interventions import FoldedSet, InterventionSet, attach
+from reft_interventions import Applied, FoldedSet, InterventionSet, attach, capture_source
 from reft_server.engine import GenerationRequest, LocalEngine, SamplingParams
+from reft_server.sources import SourceCache
 
 TOLERANCE = 1e-4
 
@@ -29,12 +30,26 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Use:
+    """A set as a request names it: its scale, the rank dimensions that act, the tokens of its source prompt."""
+
+    set: InterventionSet
+    scale: float = 1.0
+    subspaces: tuple[int, ...] | None = None
+    source: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Case:
-    """A prompt, the sets applied to it in order with their scales, and how many tokens to generate."""
+    """A prompt, the sets applied to it in order, alone or with their scales, and how many tokens to generate."""
 
     prompt: tuple[int, ...]
-    sets: tuple[tuple[InterventionSet, float], ...] = ()
+    sets: tuple[tuple[InterventionSet, float] | Use, ...] = ()
     max_tokens: int = 8
+
+    @property
+    def uses(self) -> list[Use]:
+        return [entry if isinstance(entry, Use) else Use(*entry) for entry in self.sets]
 
 
 @dataclass
@@ -52,7 +67,7 @@ class Comparison:
             if ours != theirs:
                 if margin >= TOLERANCE:
                     self.differences.append(
-                        f"prompt of {len(case.prompt)}, sets {[s.manifest.interventions for s, _ in case.sets]}: "
+                        f"prompt of {len(case.prompt)}, sets {[use.set.manifest.interventions for use in case.uses]}: "
                         f"token {step} is {ours}, not {theirs} (margin {margin:.1e})"
                     )
                 self.num_ties += margin < TOLERANCE
@@ -65,9 +80,9 @@ class Comparison:
 
 
 @cache
-def folded(one: InterventionSet, scale: float) -> FoldedSet:
-    """One object per set and scale, as the server's pool gives: rows of different requests then share a group."""
-    return one.fold().scaled(scale)
+def folded(one: InterventionSet, scale: float, subspaces: tuple[int, ...] | None = None) -> FoldedSet:
+    """One object per variant of a set, as the server's pool gives: rows of different requests then share a group."""
+    return one.fold().restricted(subspaces).scaled(scale)
 
 
 def relative_margin(logits: torch.Tensor) -> float:
@@ -84,7 +99,7 @@ def reference(model: PreTrainedModel, case: Case) -> Expected:
 
 def reference_logits(model: PreTrainedModel, case: Case) -> tuple[list[int], list[torch.Tensor]]:
     """The greedy tokens of one request alone on the plain model, with hooks, and the `[vocab_size]` logits of each."""
-    with torch.inference_mode(), attach(model, list(case.sets)):
+    with torch.inference_mode(), attach(model, [applied(model, use) for use in case.uses]):
         output = model.generate(
             torch.tensor([case.prompt]),
             attention_mask=torch.ones(1, len(case.prompt), dtype=torch.int64),
@@ -96,6 +111,22 @@ def reference_logits(model: PreTrainedModel, case: Case) -> tuple[list[int], lis
     return output.sequences[0, len(case.prompt) :].tolist(), [logits[0] for logits in output.logits]
 
 
+def applied(model: PreTrainedModel, use: Use) -> Applied:
+    """A use for the slow reference: first the source prompt through the plain model, with hooks that only look."""
+    rows = () if use.source is None else capture_source(model, use.set, use.source)
+    return Applied(use.set, use.scale, use.subspaces, rows)
+
+
+async def to_run(engine: LocalEngine, use: Use, sources: SourceCache | None = None) -> FoldedSet:
+    """A use for the engine, as the server prepares it."""
+    variant = folded(use.set, use.scale, use.subspaces)
+    if use.source is None:
+        return variant
+    request = GenerationRequest("source", use.source, SamplingParams(max_tokens=1))
+    rows = await (sources or SourceCache(engine, 1 << 24)).get(variant, request)
+    return variant.with_source(rows, repr(use.source))
+
+
 async def generate(engine: LocalEngine, case: Case, after: asyncio.Event | None = None) -> list[int]:
     """Run a case through the engine, once `after` is set."""
     if after is not None:
@@ -104,7 +135,7 @@ async def generate(engine: LocalEngine, case: Case, after: asyncio.Event | None 
         request_id="test",
         prompt_token_ids=case.prompt,
         sampling=SamplingParams(max_tokens=case.max_tokens, temperature=0.0, ignore_eos=True),
-        interventions=tuple(folded(one, scale) for one, scale in case.sets),
+        interventions=tuple([await to_run(engine, use) for use in case.uses]),
     )
     token_ids: list[int] = []
     async for outputs in engine.submit(request):
