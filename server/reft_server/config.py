@@ -20,6 +20,7 @@ from reft_interventions.user_folders import DEFAULT_MODEL, default_cache_dir, us
 from reft_server.api.settings import ApiSettings
 from reft_server.engine.settings import EngineSettings, ModelPath, PrefixCacheScope, WeightDtype
 from reft_server.errors import ConfigurationError
+from reft_server.fine_tuning.settings import FineTuningSettings
 
 ENV_PREFIX = "REFT_"
 CLIENT_VARIABLES = frozenset({"REFT_URL", "REFT_API_KEY"})
@@ -27,6 +28,7 @@ CLIENT_VARIABLES = frozenset({"REFT_URL", "REFT_API_KEY"})
 
 _ENGINE = EngineSettings()
 _API = ApiSettings()
+_TUNING = FineTuningSettings()
 
 
 def _default_store_dir() -> Path:
@@ -95,6 +97,61 @@ class EngineGroup(BaseModel):
     def to_engine_settings(self) -> EngineSettings:
         """The same values as the engine takes them."""
         return EngineSettings(**{name: _plain(value) for name, value in self.model_dump().items()})
+
+
+class FineTuningGroup(BaseModel):
+    """`FineTuningSettings` with bounds, as the user sets them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(_TUNING.enabled, description="Serve /v1/files and /v1/fine_tuning.")
+    dir: Path | None = Field(
+        _TUNING.dir, description="Folder of files and jobs, for one server; unset = fine-tuning in the store's folder."
+    )
+    device: str = Field(
+        _TUNING.device, pattern=r"^(cpu|cuda(:\d+)?)$", description="Where jobs train: cpu, cuda or cuda:N."
+    )
+    num_threads: int = Field(_TUNING.num_threads, ge=1, le=1024, description="Threads of one training process.")
+    niceness: int = Field(
+        _TUNING.niceness,
+        ge=0,
+        le=19,
+        description="Of a training process: 19 leaves it what serving does not use, 0 an equal share.",
+    )
+    max_running: int = Field(_TUNING.max_running, ge=1, le=64, description="Jobs that train at once.")
+    max_queued: int = Field(
+        _TUNING.max_queued, ge=0, le=10_000, description="Jobs that may wait; one more is refused with 429."
+    )
+    max_jobs: int = Field(
+        _TUNING.max_jobs, ge=1, le=100_000, description="Jobs that are kept; the oldest that have ended make room."
+    )
+    max_memory_bytes: ByteSize = Field(
+        ByteSize(_TUNING.max_memory_bytes),
+        ge=1 << 20,
+        le=1 << 44,
+        description="Memory of one training process, the base model included; more ends the job.",
+    )
+    max_time_s: float = Field(
+        _TUNING.max_time_s, gt=0, le=31_536_000, description="A training process that runs longer is ended, seconds."
+    )
+    max_steps: int = Field(_TUNING.max_steps, ge=1, le=1 << 30, description="Optimizer steps of one job.")
+    max_restarts: int = Field(
+        _TUNING.max_restarts, ge=0, le=1000, description="Crashes of the server that a running job survives."
+    )
+    checkpoint_steps: int = Field(
+        _TUNING.checkpoint_steps, ge=1, le=1 << 30, description="Optimizer steps between a job's checkpoints."
+    )
+    max_file_bytes: ByteSize = Field(
+        ByteSize(_TUNING.max_file_bytes), ge=1 << 10, le=1 << 34, description="Largest file to train on, such as 64MiB."
+    )
+    max_files: int = Field(_TUNING.max_files, ge=1, le=1 << 20, description="Files to train on, in all.")
+    max_total_bytes: ByteSize = Field(
+        ByteSize(_TUNING.max_total_bytes), ge=1 << 10, le=1 << 44, description="Their size together."
+    )
+
+    def to_fine_tuning_settings(self) -> FineTuningSettings:
+        """The same values as the jobs take them."""
+        return FineTuningSettings(**{name: _plain(value) for name, value in self.model_dump().items()})
 
 
 class Settings(BaseSettings):
@@ -197,6 +254,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_json: bool = Field(False, description="Log one JSON object per line instead of text.")
     engine: EngineGroup = Field(default_factory=EngineGroup, description="Bounds of the engine.")
+    fine_tuning: FineTuningGroup = Field(default_factory=FineTuningGroup, description="Training over the API.")
 
     def to_api_settings(self) -> ApiSettings:
         """The part that the HTTP side takes."""
@@ -244,8 +302,8 @@ def setting_fields() -> tuple[SettingField, ...]:
     """Every setting, those of nested groups too, in the order of their declaration."""
     fields: list[SettingField] = []
     for name, info in Settings.model_fields.items():
-        if name == "engine":
-            fields += [SettingField(path=(name, key), info=sub) for key, sub in EngineGroup.model_fields.items()]
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            fields += [SettingField(path=(name, key), info=sub) for key, sub in info.annotation.model_fields.items()]
         else:
             fields.append(SettingField(path=(name,), info=info))
     return tuple(fields)

@@ -10,8 +10,16 @@ __all__ = [
     "EngineDeadError",
     "EngineOverloadedError",
     "EngineStepError",
+    "FileInUseError",
+    "FileQuotaError",
+    "FineTuningDisabledError",
+    "FineTuningJobFinishedError",
+    "FineTuningJobNotFoundError",
+    "FineTuningQueueFullError",
+    "FineTuningUnavailableError",
     "InternalServerError",
     "InvalidRequestError",
+    "InvalidTrainingFileError",
     "MethodNotAllowedError",
     "ModelNotFoundError",
     "ModelUnavailableError",
@@ -20,6 +28,10 @@ __all__ = [
     "ReftError",
     "RequestTimeoutError",
     "RouteNotFoundError",
+    "TrainingMemoryError",
+    "TrainingProcessError",
+    "TrainingTimeError",
+    "UnknownFileError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
 ]
@@ -117,6 +129,78 @@ class MethodNotAllowedError(ReftError):
     """The path exists, but not with this method."""
 
     code = "method_not_allowed"
+
+
+class InvalidTrainingFileError(InvalidRequestError):
+    """A file to train on holds a line that can't be learnt from; the message names the line and quotes nothing."""
+
+    code = "invalid_training_file"
+
+
+class UnknownFileError(ReftError):
+    """No uploaded file has this id."""
+
+    code = "file_not_found"
+
+
+class FileInUseError(ReftError):
+    """A job that waits or runs needs the file."""
+
+    code = "file_in_use"
+
+
+class FileQuotaError(ReftError):
+    """The uploaded files together are too many or too large."""
+
+    code = "file_quota_exceeded"
+
+
+class FineTuningJobNotFoundError(ReftError):
+    """No fine-tuning job has this id."""
+
+    code = "fine_tuning_job_not_found"
+
+
+class FineTuningJobFinishedError(ReftError):
+    """The job has ended already."""
+
+    code = "fine_tuning_job_finished"
+
+
+class FineTuningQueueFullError(EngineOverloadedError):
+    """Too many fine-tuning jobs wait already."""
+
+    code = "fine_tuning_queue_full"
+
+
+class FineTuningDisabledError(ReftError):
+    """This server was started without fine-tuning."""
+
+    code = "fine_tuning_disabled"
+
+
+class FineTuningUnavailableError(ReftError):
+    """Fine-tuning can't be used now: its folder belongs to another server, or can't be used."""
+
+    code = "fine_tuning_unavailable"
+
+
+class TrainingProcessError(ReftError):
+    """The training process of a job ended without a result."""
+
+    code = "training_process_failed"
+
+
+class TrainingMemoryError(TrainingProcessError):
+    """The training process used more memory than it may."""
+
+    code = "training_out_of_memory"
+
+
+class TrainingTimeError(TrainingProcessError):
+    """The training process ran longer than it may."""
+
+    code = "training_time_limit"
 
 
 class InternalServerError(ReftError):

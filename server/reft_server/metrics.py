@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from reft_client.types import JobStatus
 from reft_server.engine.pool import PoolStats
 from reft_server.engine.types import EngineStats
 
@@ -24,6 +26,7 @@ class Metrics:
     Args:
         engine_stats: the engine's counters and gauges now.
         pool_stats: the intervention pool's.
+        job_counts: fine-tuning jobs by status.
         max_intervention_labels: distinct interventions with a label of their own; later ones count as `other`.
     """
 
@@ -31,10 +34,11 @@ class Metrics:
         self,
         engine_stats: Callable[[], EngineStats],
         pool_stats: Callable[[], PoolStats],
+        job_counts: Callable[[], Mapping[str, int]] = dict,
         max_intervention_labels: int = 64,
     ) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_LiveCollector(engine_stats, pool_stats))
+        self.registry.register(_LiveCollector(engine_stats, pool_stats, job_counts))
         self._labels: set[str] = set()
         self._max_labels = max_intervention_labels
         self.time_to_first_token = self._histogram(
@@ -90,9 +94,15 @@ class Metrics:
 class _LiveCollector(Collector):
     """Values that live elsewhere, read when Prometheus asks."""
 
-    def __init__(self, engine_stats: Callable[[], EngineStats], pool_stats: Callable[[], PoolStats]) -> None:
+    def __init__(
+        self,
+        engine_stats: Callable[[], EngineStats],
+        pool_stats: Callable[[], PoolStats],
+        job_counts: Callable[[], Mapping[str, int]],
+    ) -> None:
         self._engine_stats = engine_stats
         self._pool_stats = pool_stats
+        self._job_counts = job_counts
 
     def collect(self) -> Iterator[Metric]:
         stats, pool = self._engine_stats(), self._pool_stats()
@@ -105,6 +115,13 @@ class _LiveCollector(Collector):
             ("intervention_pool_bytes", "Memory of the intervention sets.", pool.num_bytes),
         ):
             yield GaugeMetricFamily(f"reft:{name}", description, value=value)
+        jobs = GaugeMetricFamily(
+            "reft:fine_tuning_jobs", "Fine-tuning jobs that are kept, by status.", labels=("status",)
+        )
+        counts = self._job_counts()
+        for status in get_args(JobStatus):
+            jobs.add_metric((status,), counts.get(status, 0))
+        yield jobs
         for name, description, value in (
             ("prompt_tokens", "Prompt tokens processed.", stats.num_prompt_tokens),
             ("generation_tokens", "Tokens generated.", stats.num_generated_tokens),

@@ -25,13 +25,16 @@ from reft_interventions.file_format import FileLimits
 from reft_interventions.store import InterventionStore
 from reft_server.api.app import create_app
 from reft_server.api.context import ApiContext
-from reft_server.base_model import load_base_model
+from reft_server.base_model import BaseModel, load_base_model
 from reft_server.config import Settings
 from reft_server.engine import build_engine
 from reft_server.engine.device_pool import DevicePool
 from reft_server.engine.native import start_building
 from reft_server.engine.pool import InterventionPool
+from reft_server.engine.types import ModelInfo
 from reft_server.errors import ConfigurationError, ReftError
+from reft_server.fine_tuning.runner import TrainingBase
+from reft_server.fine_tuning.service import FineTuning
 from reft_server.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -73,10 +76,20 @@ def build_app(settings: Settings) -> FastAPI:
         FileLimits(max_file_bytes=int(settings.max_upload_bytes)),
         _device_pool(torch.device(info.device), settings),
     )
-    app = create_app(engine, base.tokenizer, registry, settings.to_api_settings())
+    tuning = _fine_tuning(base, info, settings, registry)
+    app = create_app(engine, base.tokenizer, registry, settings.to_api_settings(), tuning)
     if settings.preload_dir is not None:
         app.router.lifespan_context = _preloading(app.router.lifespan_context, registry, settings.preload_dir)
     return app
+
+
+def _fine_tuning(base: BaseModel, info: ModelInfo, settings: Settings, registry: Registry) -> FineTuning | None:
+    """None where it is switched off. Nothing is on disk before it starts."""
+    tuning = settings.fine_tuning.to_fine_tuning_settings()
+    if not tuning.enabled:
+        return None
+    training_base = TrainingBase(base.path, info.model_id, info.fingerprint, info.num_layers)
+    return FineTuning(tuning.dir or settings.store_dir / "fine-tuning", tuning, training_base, registry)
 
 
 def _device_pool(device: torch.device, settings: Settings) -> DevicePool | None:

@@ -13,7 +13,16 @@ import pytest
 from reft_interventions.errors import ReftError
 from reft_server import errors as server_errors
 from reft_server.api.errors_table import STATUS_BY_ERROR
-from reft_server.api.routes import chat, completions, interventions, models, operations, tokenize
+from reft_server.api.routes import (
+    chat,
+    completions,
+    files,
+    fine_tuning,
+    interventions,
+    models,
+    operations,
+    tokenize,
+)
 from reft_server.config import SettingField, setting_fields
 from reft_server.engine.pool import PoolStats
 from reft_server.engine.types import EngineStats
@@ -23,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 )
-ROUTERS = (chat, completions, interventions, models, operations, tokenize)
+ROUTERS = (chat, completions, files, fine_tuning, interventions, models, operations, tokenize)
 
 
 def without_code(page: Path) -> str:

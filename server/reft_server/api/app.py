@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from transformers import PreTrainedTokenizerBase
 
 from reft_server.engine.types import Engine
+from reft_server.fine_tuning.service import FineTuning
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
 from reft_server.sources import SourceCache
@@ -19,7 +20,7 @@ from .context import ApiContext
 from .handlers import install_handlers
 from .middleware import RequestMiddleware
 from .model_names import ModelNames
-from .routes import chat, completions, interventions, models, operations, tokenize
+from .routes import chat, completions, files, fine_tuning, interventions, models, operations, tokenize
 from .settings import ApiSettings
 from .tokenization import Tokenization
 
@@ -31,18 +32,32 @@ model's hidden states for this request alone; different ones share a batch. Erro
 
 
 def create_app(
-    engine: Engine, tokenizer: PreTrainedTokenizerBase, registry: Registry, settings: ApiSettings
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    registry: Registry,
+    settings: ApiSettings,
+    tuning: FineTuning | None = None,
 ) -> FastAPI:
-    """Build the app. Its lifespan starts the engine, and at the end stops it and closes the registry."""
+    """Build the app. Its lifespan starts the engine and the jobs, and at the end stops them and closes the registry.
+
+    Args:
+        tuning: None = the routes of fine-tuning say that they are switched off.
+    """
     context = ApiContext(
         engine=engine,
         tokenization=Tokenization(tokenizer),
         registry=registry,
         sources=SourceCache(engine, settings.source_cache_bytes),
         settings=settings,
-        metrics=Metrics(engine.stats, lambda: registry.stats().pool, settings.max_intervention_labels),
+        metrics=Metrics(
+            engine.stats,
+            lambda: registry.stats().pool,
+            tuning.job_counts if tuning else dict,
+            settings.max_intervention_labels,
+        ),
         model_names=ModelNames(engine.model_info.model_id, settings.served_model_name),
         started_at=int(time.time()),
+        tuning=tuning,
     )
     app = FastAPI(
         title="reft-serve",
@@ -52,9 +67,12 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.context = context
-    app.add_middleware(RequestMiddleware, settings=settings)
+    upload_limits = {"/v1/interventions": settings.max_upload_bytes}
+    if tuning is not None:
+        upload_limits["/v1/files"] = tuning.settings.max_file_bytes
+    app.add_middleware(RequestMiddleware, settings=settings, upload_limits=upload_limits)
     install_handlers(app)
-    for module in (completions, chat, models, interventions, tokenize, operations):
+    for module in (completions, chat, models, interventions, files, fine_tuning, tokenize, operations):
         app.include_router(module.router)
     return app
 
@@ -63,8 +81,12 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     context: ApiContext = app.state.context
     context.engine.start()
+    if context.tuning is not None:
+        await context.tuning.start()
     try:
         yield
     finally:
+        if context.tuning is not None:
+            await context.tuning.close()
         await context.engine.stop()
         await context.registry.close()

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from reft_server.engine.types import Engine
-from reft_server.errors import ReftError
+from reft_server.errors import FineTuningDisabledError, ReftError
+from reft_server.fine_tuning.service import FineTuning
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
 from reft_server.sources import SourceCache
@@ -22,7 +23,7 @@ from .tokenization import Tokenization
 
 @dataclass(frozen=True)
 class ApiContext:
-    """The app's parts. `started_at` is Unix time in seconds."""
+    """The app's parts. `started_at` is Unix time in seconds; `tuning` is None where it is switched off."""
 
     engine: Engine
     tokenization: Tokenization
@@ -32,11 +33,26 @@ class ApiContext:
     metrics: Metrics
     model_names: ModelNames
     started_at: int
+    tuning: FineTuning | None = None
 
 
 def get_context(request: Request) -> ApiContext:
     """The context of the app that serves `request`."""
     return _context(request.scope)
+
+
+def get_tuning(request: Request) -> FineTuning:
+    """The fine-tuning of the app that serves `request`.
+
+    Raises:
+        FineTuningDisabledError: it has none.
+    """
+    tuning = _context(request.scope).tuning
+    if tuning is None:
+        raise FineTuningDisabledError(
+            "This server was started without fine-tuning; train with reft-train, and upload the set"
+        )
+    return tuning
 
 
 def count_error(scope: Scope, error: ReftError) -> None:
@@ -52,3 +68,4 @@ def _context(scope: Scope) -> ApiContext:
 
 
 Context = Annotated[ApiContext, Depends(get_context)]
+Tuning = Annotated[FineTuning, Depends(get_tuning)]

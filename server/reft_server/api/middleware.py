@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -22,7 +23,6 @@ from .settings import ApiSettings
 logger = logging.getLogger(__name__)
 
 GENERATION_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
-UPLOAD_PATH = "/v1/interventions"
 MULTIPART_OVERHEAD_BYTES = 64 << 10
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _DRAIN_BYTES = 64 << 20
@@ -33,11 +33,15 @@ class RequestMiddleware:
     """Gives each request an id and a clock, bounds it, and turns what nobody caught into a 500.
 
     The id in `x-request-id` is the client's where it sends a sane one. It is for logs only: nothing is keyed by it.
+
+    Args:
+        upload_limits: the largest file that each path takes, bytes; other paths take JSON bodies.
     """
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings, upload_limits: Mapping[str, int]) -> None:
         self._app = app
         self._settings = settings
+        self._upload_limits = upload_limits
         self._num_generating = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,10 +63,8 @@ class RequestMiddleware:
             await _refuse(InternalServerError(sent.request_id), scope, receive, sent)
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_upload = scope["path"] == UPLOAD_PATH
-        limit = (
-            self._settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES if is_upload else self._settings.max_body_bytes
-        )
+        upload_limit = self._upload_limits.get(scope["path"])
+        limit = self._settings.max_body_bytes if upload_limit is None else upload_limit + MULTIPART_OVERHEAD_BYTES
         body = _BoundedBody(receive, limit)
         await body.check_declared(Headers(scope=scope))
         if scope["path"] not in GENERATION_PATHS:

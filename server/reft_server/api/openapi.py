@@ -28,6 +28,18 @@ UPLOAD_RESPONSES: dict[int | str, dict[str, Any]] = {
     422: {**ERROR, "description": "The file is refused; `code` says why. Nothing is stored."},
 }
 
+FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {**ERROR, "description": "A malformed form, another purpose, or a line that can't be learnt from."},
+    413: {**ERROR, "description": "The file is too large, or there is no room for it."},
+}
+JOB_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {**ERROR, "description": "A field is wrong or not served; `param` names it."},
+    404: {**ERROR, "description": "No such base model or file."},
+    429: {**ERROR, "description": "Too many jobs wait already; see `Retry-After`."},
+    501: {**ERROR, "description": "This server was started without fine-tuning."},
+}
+JOB_LOOKUP_RESPONSES: dict[int | str, dict[str, Any]] = {404: {**ERROR, "description": "No such job."}}
+
 COMPLETION_EXAMPLES: dict[str, Example] = {
     "base": {"summary": "The base model", "value": {"prompt": "The capital of France is", "max_tokens": 8}},
     "intervention": {
@@ -57,6 +69,49 @@ CHAT_EXAMPLES: dict[str, Example] = {
             "stream_options": {"include_usage": True},
         },
     },
+}
+JOB_EXAMPLES: dict[str, Example] = {
+    "reft": {
+        "summary": "ReFT, with everything that reft-train can set",
+        "value": {
+            "model": "base",
+            "training_file": "file-0123456789abcdef01234567",
+            "method": {
+                "type": "reft",
+                "reft": {
+                    "name": "pirate",
+                    "hyperparameters": {"layers": "6;10;14;18;22", "positions": "l5", "lr": 1e-2, "epochs": 15},
+                },
+            },
+            "seed": 7,
+        },
+    },
+    "supervised": {
+        "summary": "As OpenAI's SDK types it: ReFT with its defaults",
+        "value": {
+            "model": "base",
+            "training_file": "file-0123456789abcdef01234567",
+            "suffix": "pirate",
+            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
+        },
+    },
+}
+FILE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "JSON lines."},
+                        "purpose": {"type": "string", "enum": ["fine-tune"]},
+                    },
+                }
+            },
+        },
+    }
 }
 UPLOAD_BODY: dict[str, Any] = {
     "requestBody": {

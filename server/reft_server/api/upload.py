@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -12,17 +14,27 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from reft_interventions.errors import InterventionFileTooLargeError
-from reft_server.errors import InvalidRequestError
+from reft_server.errors import InvalidRequestError, PayloadTooLargeError, ReftError
 
 _WRITE_BYTES = 1 << 20
 _MAX_FIELD_BYTES = 1024
+_MAX_FIELDS = 16
+
+
+@dataclass(frozen=True)
+class UploadForm:
+    """What a form said besides the file's content. `filename` is the client's and names nothing here."""
+
+    fields: Mapping[str, str] = field(default_factory=dict)
+    filename: str = ""
 
 
 class FileSink:
     """A new file that refuses to grow beyond a limit; writes happen in a thread, a megabyte at a time."""
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    def __init__(self, path: Path, max_bytes: int, too_large: type[ReftError]) -> None:
         self._path = path
+        self._too_large = too_large
         self._max_bytes = max_bytes
         self._num_bytes = 0
         self._buffer = bytearray()
@@ -44,11 +56,11 @@ class FileSink:
         """Append.
 
         Raises:
-            InterventionFileTooLargeError: the file would exceed the limit.
+            ReftError: the file would exceed the limit; of the type `too_large`.
         """
         self._num_bytes += len(data)
         if self._num_bytes > self._max_bytes:
-            raise InterventionFileTooLargeError(f"The file is larger than {self._max_bytes} bytes", param="file")
+            raise self._too_large(f"The file is larger than {self._max_bytes} bytes", param="file")
         self._buffer += data
         if len(self._buffer) >= _WRITE_BYTES:
             await self._flush()
@@ -68,12 +80,9 @@ async def receive_upload(request: Request, path: Path, max_bytes: int) -> str | 
         ClientDisconnect: the client went away midway.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
-    async with FileSink(path, max_bytes) as sink:
+    async with FileSink(path, max_bytes, InterventionFileTooLargeError) as sink:
         if kind == b"multipart/form-data":
-            form = _Form(options.get(b"boundary", b""))
-            async for data in request.stream():
-                await sink.write(form.feed(data))
-            form.finish()
+            form = await _receive_form(request, options.get(b"boundary", b""), sink)
             return form.fields.get("name", request.query_params.get("name"))
         num_bytes = 0
         async for data in request.stream():
@@ -84,13 +93,37 @@ async def receive_upload(request: Request, path: Path, max_bytes: int) -> str | 
     return request.query_params.get("name")
 
 
+async def receive_form(request: Request, path: Path, max_bytes: int) -> UploadForm:
+    """Write the part `file` of a multipart form to `path`; what else the form holds.
+
+    Raises:
+        InvalidRequestError: no form, a malformed one, or one without a file.
+        PayloadTooLargeError: the file exceeds `max_bytes`.
+        ClientDisconnect: the client went away midway.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        raise InvalidRequestError("Send multipart/form-data with the parts file and purpose", param="file")
+    async with FileSink(path, max_bytes, PayloadTooLargeError) as sink:
+        return await _receive_form(request, options.get(b"boundary", b""), sink)
+
+
+async def _receive_form(request: Request, boundary: bytes, sink: FileSink) -> UploadForm:
+    form = _Form(boundary)
+    async for data in request.stream():
+        await sink.write(form.feed(data))
+    form.finish()
+    return UploadForm(form.fields, form.filename)
+
+
 class _Form:
-    """A multipart form with one part `file`, and small text fields."""
+    """A multipart form with one part `file`, and a few small text fields."""
 
     def __init__(self, boundary: bytes) -> None:
         if not boundary:
             raise InvalidRequestError("multipart/form-data needs a boundary")
         self.fields: dict[str, str] = {}
+        self.filename = ""
         self._file_bytes = bytearray()
         self._value = bytearray()
         self._header = bytearray()
@@ -146,10 +179,13 @@ class _Form:
         self._header.clear()
         self._header_value.clear()
         if header == b"content-disposition":
-            self._part = parse_options_header(value)[1].get(b"name", b"").decode("utf-8", "replace")
-            if self._part == "file" and self._has_file:
+            options = parse_options_header(value)[1]
+            self._part = options.get(b"name", b"").decode("utf-8", "replace")
+            if self._part != "file":
+                return
+            if self._has_file:
                 raise InvalidRequestError("The form has several parts named file", param="file")
-            self._has_file = self._has_file or self._part == "file"
+            self._has_file, self.filename = True, options.get(b"filename", b"").decode("utf-8", "replace")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._part == "file":
@@ -157,11 +193,13 @@ class _Form:
             return
         self._value += data[start:end]
         if len(self._value) > _MAX_FIELD_BYTES:
-            raise InvalidRequestError(f"A text field is larger than {_MAX_FIELD_BYTES} bytes", param="name")
+            raise InvalidRequestError(f"A text field is larger than {_MAX_FIELD_BYTES} bytes", param=self._part)
 
     def _on_part_end(self) -> None:
-        if self._part == "name":
-            self.fields["name"] = self._value.decode("utf-8", "replace")
+        if self._part and self._part != "file":
+            self.fields[self._part] = self._value.decode("utf-8", "replace")
+        if len(self.fields) > _MAX_FIELDS:
+            raise InvalidRequestError(f"The form has more than {_MAX_FIELDS} fields")
 
     def _on_end(self) -> None:
         self._is_complete = True

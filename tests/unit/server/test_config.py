@@ -9,9 +9,10 @@ import pytest
 from pydantic import ByteSize
 
 from reft_server.api.settings import ApiSettings
-from reft_server.config import EngineGroup, check_environment, load_settings, setting_fields
+from reft_server.config import EngineGroup, FineTuningGroup, check_environment, load_settings, setting_fields
 from reft_server.engine.settings import EngineSettings
 from reft_server.errors import ConfigurationError
+from reft_server.fine_tuning.settings import FineTuningSettings
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +28,12 @@ def test_settings_default_to_the_engines_and_the_apis_own() -> None:
     settings = load_settings()
     assert settings.engine.to_engine_settings() == EngineSettings()
     assert settings.to_api_settings() == ApiSettings()
+    assert settings.fine_tuning.to_fine_tuning_settings() == FineTuningSettings()
 
 
 def test_engine_group_mirrors_every_engine_setting() -> None:
     assert list(EngineGroup.model_fields) == [field.name for field in dataclasses.fields(EngineSettings)]
+    assert list(FineTuningGroup.model_fields) == [field.name for field in dataclasses.fields(FineTuningSettings)]
 
 
 def test_settings_follow_the_xdg_folders(tmp_path: Path) -> None:
@@ -49,10 +52,12 @@ def test_settings_read_the_environment_and_an_override_wins(monkeypatch: pytest.
     monkeypatch.setenv("REFT_PORT", "9000")
     monkeypatch.setenv("REFT_ENGINE_MAX_NUM_SEQS", "7")
     monkeypatch.setenv("REFT_ENGINE_MAX_QUEUE_LEN", "8")
+    monkeypatch.setenv("REFT_FINE_TUNING_MAX_MEMORY_BYTES", "1GiB")
     settings = load_settings({"port": "9001", "engine": {"max_num_seqs": "6"}})
     assert settings.port == 9001
     assert settings.engine.max_num_seqs == 6
     assert settings.engine.max_queue_len == 8
+    assert settings.fine_tuning.max_memory_bytes == 1 << 30
 
 
 def test_settings_accept_sizes_with_units(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import ValidationError
@@ -28,11 +27,11 @@ from reft_server.errors import InvalidRequestError, ReftError
 from ..context import ApiContext, Context
 from ..intervention_info import intervention_info, self_test_report
 from ..openapi import LOOKUP_RESPONSES, UPLOAD_BODY, UPLOAD_RESPONSES
+from ..read_file import read_file
 from ..upload import receive_upload
 
 router = APIRouter(prefix="/v1/interventions", tags=["interventions"])
 
-_READ_BYTES = 256 << 10
 VersionQuery = Annotated[str | None, Query(description="A number, or `sha256:` and at least 12 hex digits.")]
 
 
@@ -99,7 +98,7 @@ async def download_intervention(context: Context, name: str, version: VersionQue
         "content-disposition": f'attachment; filename="{stored.name}-v{stored.version}.safetensors"',
         "etag": f'"{stored.content_hash}"',
     }
-    return StreamingResponse(_read(file), headers=headers, media_type="application/octet-stream")
+    return StreamingResponse(read_file(file), headers=headers, media_type="application/octet-stream")
 
 
 @router.delete("/{name}", summary="Delete an intervention", responses=LOOKUP_RESPONSES)
@@ -129,11 +128,3 @@ def _info(context: ApiContext, stored: StoredVersion) -> InterventionInfo:
 def _infos(context: ApiContext, name: str | None) -> tuple[InterventionInfo, ...]:
     found = context.registry.list() if name is None else context.registry.versions(name)
     return tuple(_info(context, stored) for stored in found)
-
-
-async def _read(file: BinaryIO) -> AsyncGenerator[bytes, None]:
-    try:
-        while data := await asyncio.to_thread(file.read, _READ_BYTES):
-            yield data
-    finally:
-        file.close()

@@ -1,0 +1,1 @@
+"""Training over the API: uploaded files, jobs on disk, and one process per running job."""
