@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     command = [
         *(sys.executable, "-m", "reft_server.cli", "--port", "0", "--store-dir", str(folder / "store")),
         *("--max-upload-bytes", str(MAX_UPLOAD_BYTES), "--max-body-bytes", "100000"),
-        *("--engine-kv-cache-bytes", str(256 << 20)),
+        *("--engine-kv-cache-bytes", str(256 << 20), "--fine-tuning-niceness", "0"),
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REFT_")}
     with (folder / "server.log").open("w+") as log:
