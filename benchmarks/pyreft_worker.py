@@ -3,8 +3,8 @@
     python -m benchmarks.pyreft_worker MODEL_FOLDER POSITIONS BATCH_SIZE
 
 Reads JSON lines `{"rows": [[prompt ids, answer ids], …]}`; trains one epoch on each and writes
-`{"seconds", "num_steps", "peak_bytes", "first_loss", "last_loss"}`. pyreft's own model, locations and collator are used;
-the loop around them is the bare one, without the bookkeeping of transformers' Trainer.
+`{"seconds", "num_steps", "peak_bytes", "first_loss", "last_loss"}`. Model and locations are pyreft's own; the loop
+around them is a bare one, without the bookkeeping of transformers' Trainer.
 """
 
 from __future__ import annotations

@@ -156,10 +156,10 @@ def main() -> None:
 
 
 def _versions(python: Path) -> dict[str, str]:
-    script = "import json, torch, transformers as t; print(json.dumps({'torch': torch.__version__, 'transformers': t.__version__}))"
+    names = ("torch", "transformers")
+    script = f"import json; from importlib.metadata import version; print(json.dumps([version(n) for n in {names}]))"
     done = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True)
-    versions: dict[str, str] = json.loads(done.stdout)
-    return versions
+    return dict(zip(names, json.loads(done.stdout), strict=True))
 
 
 if __name__ == "__main__":

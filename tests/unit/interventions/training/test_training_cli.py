@@ -9,7 +9,8 @@ import pytest
 from reft_interventions import load
 from reft_interventions.errors import TrainingError
 from reft_interventions.training.base_model import load_model, locate_model
-from reft_interventions.training.cli import build_parser, checkpoint_path, main, options_from
+from reft_interventions.training.cli import checkpoint_path, main
+from reft_interventions.training.cli_options import build_parser, options_from
 
 
 @pytest.fixture
@@ -152,3 +153,66 @@ def test_cli_takes_options_from_a_file_over_the_recipes_and_under_the_flags(tmp_
     path.write_text('{"epoch": 3}')
     with pytest.raises(TrainingError, match="must be an object of formula"):
         options_from(build_parser().parse_args(files))
+
+
+def test_cli_writes_a_report_beside_the_output(arguments, tmp_path, capsys):
+    description = "<script>alert('no')</script> & more"
+    assert main([*arguments, "--eval-fraction", "0.25", "--description", description, "--report"]) == 0
+    folder = tmp_path / "greeter.report"
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    written = load(tmp_path / "greeter.safetensors")
+    assert report["content_hash"] == written.content_hash
+    assert report["options"] == written.manifest.training["options"]
+    assert len(report["losses"]) == report["num_steps"] == 6
+    assert [point["step"] for point in report["held_out_losses"]] == [0, 3, 6]
+    assert report["held_out_losses"][-1]["loss"] == report["after"]["loss"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "src=" not in page
+    assert "http" not in page.replace(written.content_hash, "")
+    for text in ("optimizer step", "loss", "training", "held out", "low_rank_dimension", "exact match"):
+        assert text in page
+    assert str(folder / "report.html") in capsys.readouterr().out.replace("\n", "")
+
+
+def test_cli_searches_and_saves_the_best(arguments, tmp_path, capsys):
+    searched = [
+        "--search",
+        "3",
+        "--search-layers",
+        "1",
+        "1;2",
+        "--search-ranks",
+        "2",
+        "--search-positions",
+        "l1",
+        "f1+l1",
+    ]
+    folder = tmp_path / "looked"
+    assert main([*arguments, *searched, "--eval-fraction", "0.25", "--report", str(folder)]) == 0
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    trials = report["search"]["trials"]
+    assert len(trials) == 3
+    best = trials[report["search"]["best"]]
+    (spec, *_) = load(tmp_path / "greeter.safetensors").manifest.interventions
+    assert (spec.low_rank_dimension, spec.positions) == (best["low_rank_dimension"], best["positions"])
+    assert report["options"]["layers"] == best["layers"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2
+    assert "Search: held-out loss of each trial" in page
+    assert "(best)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (["--search", "2"], "needs held-out rows"),
+        (["--search", "0", "--eval-fraction", "0.3"], "1 trial or more"),
+        (["--search", "2", "--eval-fraction", "0.3", "--resume"], "can't be resumed"),
+        (["--search", "2", "--eval-fraction", "0.3", "--search-layers", "99"], "layer 99 is outside"),
+    ],
+)
+def test_cli_refuses_a_search_that_can_t_be(arguments, capsys, extra, reason):
+    assert main([*arguments, *extra]) == 1
+    assert reason in capsys.readouterr().err
