@@ -29,6 +29,12 @@ class GenerationOptions(TypedDict, total=False):
     temperature: float | None
     top_p: float | None
     top_k: int | None
+    min_p: float | None
+    min_tokens: int | None
+    logit_bias: Mapping[str, float] | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
     n: int | None
     seed: int | None
     stop: str | Sequence[str] | None

@@ -15,15 +15,14 @@ __all__ = ["PromptTokensDetails", "SamplingFields", "StreamOptions", "Usage"]
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 1024
+MAX_LOGIT_BIASES = 1024
+MAX_REPETITION_PENALTY = 10.0
 
 _COMMON_UNSERVED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         # OpenAI's
         "best_of": (1,),
         "echo": (False,),
-        "frequency_penalty": (0,),
-        "logit_bias": ({},),
-        "presence_penalty": (0,),
         "response_format": ({"type": "text"},),
         "suffix": ("",),
         # vLLM's
@@ -37,11 +36,8 @@ _COMMON_UNSERVED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "include_stop_str_in_output": (False,),
         "length_penalty": (1,),
         "logits_processors": ([],),
-        "min_p": (0,),
-        "min_tokens": (0,),
         "prompt_embeds": (),
         "prompt_logprobs": (),
-        "repetition_penalty": (1,),
         "skip_special_tokens": (True,),
         "structured_outputs": (),
         "truncate_prompt_tokens": (),
@@ -63,6 +59,8 @@ def _check_stop(value: Any) -> Any:
     return value
 
 
+TokenIdKey = Annotated[str, Field(strict=True, pattern=r"^[0-9]{1,9}$")]
+LogitBias = Annotated[FiniteFloat, Field(ge=-100, le=100)]
 StopArgument = Annotated[str | list[str], PlainValidator(_check_stop, json_schema_input_type=str | list[str])]
 
 
@@ -78,6 +76,11 @@ class SamplingFields(RequestModel):
     Args:
         model: the base model or an intervention's name; None = the base model.
         top_k: -1 or 0 = off (vLLM's).
+        min_p: drop tokens less likely than this share of the likeliest one (vLLM's).
+        min_tokens: tokens before which nothing ends the answer (vLLM's).
+        logit_bias: token id, as a string, to what is added to its logit.
+        presence_penalty: for tokens that the answer holds already; `frequency_penalty` counts how often.
+        repetition_penalty: for tokens that prompt or answer hold; 1 = off (vLLM's, from CTRL).
         n: answers per prompt.
         user: whose share of the server the request counts against.
         priority: among the requests of one user, lower first (vLLM's).
@@ -93,6 +96,12 @@ class SamplingFields(RequestModel):
     temperature: Annotated[FiniteFloat, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[Int, Field(ge=-1)] = 0
+    min_p: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
+    min_tokens: Annotated[Int, Field(ge=0)] = 0
+    logit_bias: Annotated[dict[TokenIdKey, LogitBias], Field(max_length=MAX_LOGIT_BIASES)] | None = None
+    presence_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[FiniteFloat, Field(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[FiniteFloat, Field(gt=0, le=MAX_REPETITION_PENALTY)] = 1.0
     n: Annotated[Int, Field(ge=1, le=16)] = 1
     seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopArgument | None = None

@@ -70,6 +70,8 @@ class Choice:
         self._metrics = context.metrics
         self._detokenizer = context.tokenization.detokenizer()
         self._stops = StopStringFilter(plan.stop_strings)
+        self._min_tokens = plan.requests[index].sampling.min_tokens
+        self._num_tokens = 0
         self._num_characters = 0
         self._started_at = self._last_token_at = time.monotonic()
         self._has_token = False
@@ -112,6 +114,7 @@ class Choice:
         for output in outputs:
             if output.token_id is not None:
                 self._observe_token()
+                self._num_tokens += 1
                 ids.append(output.token_id)
                 if not output.is_stop_token:
                     tokens.append(output)
@@ -128,7 +131,8 @@ class Choice:
 
     def _pass_on(self, settled: str) -> str:
         self._num_characters += len(settled)
-        return self._stops.push(settled)
+        # text of the tokens that have to come ends nothing
+        return settled if self._num_tokens <= self._min_tokens else self._stops.push(settled)
 
     def _observe_token(self) -> None:
         now = time.monotonic()

@@ -96,6 +96,12 @@ def _sampling(body: SamplingFields, max_tokens: int, num_logprobs: int | None) -
         num_logprobs=num_logprobs,
         stop_token_ids=frozenset(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,
+        min_p=body.min_p,
+        min_tokens=body.min_tokens,
+        logit_bias=tuple({int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()}.items()),
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
     )
 
 

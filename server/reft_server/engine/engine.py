@@ -68,7 +68,7 @@ class LocalEngine:
     def submit(self, request: GenerationRequest) -> QueueStream:
         validate_request(request, self.model_info, self._kv_cache)
         stream = QueueStream(asyncio.get_running_loop(), self._on_cancel)
-        sequence = Sequence(request, stream, self.model_info.num_layers)
+        sequence = Sequence(request, stream, self.model_info.num_layers, self.model_info.eos_token_ids)
         with self._wake:
             self._check_ready()
             self._check_queue(request.tenant)

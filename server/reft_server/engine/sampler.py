@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from .sequence import Sequence
 
 _NUM_CANDIDATES = 256  # likeliest tokens sorted first; rows whose nucleus is wider are sorted whole
+
+_Logprobs = tuple[float, tuple[tuple[int, float], ...]]
+"""A token's logprob, and (id, logprob) of the likeliest ones, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -23,30 +27,53 @@ class SampledToken:
     is_finite: bool = True
 
 
+@torch.inference_mode()
 def sample(logits: Tensor, sequences: tuple[Sequence, ...]) -> list[SampledToken]:
     """Choose one token per row.
 
-    Semantics: `temperature` 0 takes the largest logit, the lowest id among equals. Otherwise the distribution
-    softmax(logits / temperature), cut to `top_k` and then to the smallest set reaching `top_p`, is drawn from by
-    inverting its cumulative sum at the sequence's own next random number; a row's draw doesn't depend on the others.
+    Semantics: first a sequence's `logits_processor` changes its row. `temperature` 0 then takes the largest logit, the
+    lowest id among equals. Otherwise the distribution softmax(logits / temperature), cut to `min_p`, to `top_k` and
+    then to the smallest set reaching `top_p`, is drawn from by inverting its cumulative sum at the sequence's own next
+    random number; a row's draw doesn't depend on the others.
 
     Args:
-        logits: `[num_rows, vocab_size]`.
+        logits: `[num_rows, vocab_size]`; rows that have a `logits_processor` change.
         sequences: one per row.
     """
     logits = logits.float()
     largest, chosen = _largest(logits)  # NaN counts as the largest, so it shows here
     is_finite = torch.isfinite(largest).tolist()
+    with_logprobs = [i for i, s in enumerate(sequences) if s.sampling.num_logprobs is not None and is_finite[i]]
+    logprobs = logits[with_logprobs].log_softmax(dim=-1) if with_logprobs else None  # the raw distribution's
+    for row, sequence in enumerate(sequences):
+        if sequence.logits_processor is not None and is_finite[row]:
+            sequence.logits_processor(logits[row], sequence.token_ids)
+            chosen[row] = logits[row].argmax()
     random_rows = [i for i, s in enumerate(sequences) if s.sampling.temperature > 0 and is_finite[i]]
     if random_rows:
         chosen[random_rows] = _draw(logits[random_rows], [sequences[i] for i in random_rows])
     token_ids: list[int] = chosen.tolist()
-    logprobs = _logprobs(logits, token_ids, sequences, is_finite)
+    found: dict[int, _Logprobs] = {}
+    if logprobs is not None:
+        counts = [sequences[row].sampling.num_logprobs or 0 for row in with_logprobs]
+        ids = [token_ids[row] for row in with_logprobs]
+        found = dict(zip(with_logprobs, pick_logprobs(logprobs, ids, counts), strict=True))
     tokens = []
     for row, token_id in enumerate(token_ids):
-        logprob, top_logprobs = logprobs.get(row, (None, ()))
+        logprob, top_logprobs = found.get(row, (None, ()))
         tokens.append(SampledToken(token_id, logprob, top_logprobs, is_finite[row]))
     return tokens
+
+
+def pick_logprobs(logprobs: Tensor, token_ids: SequenceOf[int], counts: SequenceOf[int]) -> list[_Logprobs]:
+    """Of each row of `[num_rows, vocab_size]`: its token's logprob, and the `counts[row]` likeliest tokens."""
+    values, ids = logprobs.topk(max(counts), dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(token_ids, device=logprobs.device)[:, None])[:, 0].tolist()
+    found: list[_Logprobs] = []
+    for row, (logprob, count) in enumerate(zip(chosen, counts, strict=True)):
+        top = zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True)
+        found.append((logprob if math.isfinite(logprob) else -1e9, tuple(top)))
+    return found
 
 
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +90,9 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     temperatures = torch.tensor([[max(s.sampling.temperature, 1e-5)] for s in sequences], device=logits.device)
     probabilities = (logits / temperatures).softmax(dim=-1)
     uniform = torch.tensor([[s.random.random()] for s in sequences], dtype=torch.float64, device=logits.device)
-    is_truncated = [0 < s.sampling.top_k < logits.shape[-1] or s.sampling.top_p < 1.0 for s in sequences]
+    is_truncated = [
+        0 < s.sampling.top_k < logits.shape[-1] or s.sampling.top_p < 1.0 or s.sampling.min_p > 0.0 for s in sequences
+    ]
     out = torch.empty(len(sequences), dtype=torch.int64, device=logits.device)
     for truncated in (False, True):
         rows = [i for i, is_row_truncated in enumerate(is_truncated) if is_row_truncated == truncated]
@@ -77,21 +106,25 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
 
 def _candidates(probabilities: Tensor, sequences: list[Sequence]) -> tuple[Tensor, Tensor]:
     """Likeliest token ids in order and their probabilities, those that are cut off at 0: `[num_rows, n]` each."""
-    vocab_size = probabilities.shape[-1]
-    top_k = [s.sampling.top_k or vocab_size for s in sequences]
-    top_p = torch.tensor([[s.sampling.top_p] for s in sequences], device=probabilities.device)
-    num_candidates = min(vocab_size, max(_NUM_CANDIDATES, *(k for k in top_k if k < vocab_size), 1))
+    device, vocab_size = probabilities.device, probabilities.shape[-1]
+    largest_k = max((s.sampling.top_k for s in sequences if s.sampling.top_k < vocab_size), default=0)
+    top_k = torch.tensor([[s.sampling.top_k or vocab_size] for s in sequences], device=device)
+    top_p = torch.tensor([[s.sampling.top_p] for s in sequences], device=device)
+    min_p = torch.tensor([[s.sampling.min_p] for s in sequences], device=device)
+    num_candidates = min(vocab_size, max(_NUM_CANDIDATES, largest_k))
     while True:
         kept, token_ids = probabilities.topk(num_candidates, dim=-1)
-        ranks = torch.arange(num_candidates, device=kept.device)
-        kept = kept.masked_fill(ranks >= torch.tensor(top_k, device=kept.device)[:, None], 0.0)
-        mass_before = kept.cumsum(dim=-1) - kept
+        ranks = torch.arange(num_candidates, device=device)
+        is_cut = (ranks >= top_k) | (kept < min_p * kept[:, :1])
+        # The first cuts fall within the candidates, or the nucleus of all tokens does: nothing else is needed.
+        is_bounded = (top_k <= num_candidates) | is_cut[:, -1:]
+        kept = kept.masked_fill(is_cut, 0.0)
         total = kept.sum(dim=-1, keepdim=True)
-        needs_more = (total[:, 0] < top_p[:, 0]) & (torch.tensor(top_k, device=kept.device) > num_candidates)
-        if num_candidates == vocab_size or not bool(needs_more.any()):
-            # top_p counts within what top_k has left, as vLLM and transformers do: filters apply in order.
-            scale = torch.where(torch.tensor(top_k, device=kept.device)[:, None] < vocab_size, total, 1.0)
-            is_cut = (mass_before >= top_p * scale) & (ranks > 0)
+        is_enough = is_bounded | ((min_p == 0) & (total >= top_p))
+        if num_candidates == vocab_size or bool(is_enough.all()):
+            # top_p counts within what the others have left, as vLLM does: filters apply in order.
+            scale = torch.where((top_k < vocab_size) | (min_p > 0), total, 1.0)
+            is_cut = (kept.cumsum(dim=-1) - kept >= top_p * scale) & (ranks > 0)
             return token_ids, kept.masked_fill(is_cut, 0.0)
         num_candidates = vocab_size
 
@@ -103,22 +136,3 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     index = torch.searchsorted(cumulative, target, right=True)[:, 0]
     last = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(dim=-1)  # never a token of weight 0
     return torch.minimum(index, last)
-
-
-def _logprobs(
-    logits: Tensor, token_ids: list[int], sequences: tuple[Sequence, ...], is_finite: list[bool]
-) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
-    """The chosen token's logprob and the likeliest ones', for rows that asked; from the unmodified distribution."""
-    rows = [i for i, s in enumerate(sequences) if s.sampling.num_logprobs is not None and is_finite[i]]
-    if not rows:
-        return {}
-    logprobs = logits[rows].log_softmax(dim=-1)
-    most = max(sequences[i].sampling.num_logprobs or 0 for i in rows)
-    values, ids = logprobs.topk(most, dim=-1)
-    found = {}
-    for index, row in enumerate(rows):
-        count = sequences[row].sampling.num_logprobs or 0
-        top = zip(ids[index, :count].tolist(), values[index, :count].tolist(), strict=True)
-        chosen = logprobs[index, token_ids[row]].item()
-        found[row] = (chosen if math.isfinite(chosen) else -1e9, tuple(top))
-    return found

@@ -13,6 +13,7 @@ from reft_interventions.folded import FoldedEdit, FoldedSet, SiteKey
 from reft_interventions.positions import Interval, intersect
 
 from .kv_cache import KVSlot, SharedPrefix
+from .logits_processor import logits_processor
 from .stream import NullStream, QueueStream
 from .types import GenerationRequest
 
@@ -75,9 +76,16 @@ class Sequence:
 
     Args:
         num_layers: of the model: an edit behind the last layer's attention changes no K or V.
+        eos_token_ids: of the model: what `min_tokens` holds back.
     """
 
-    def __init__(self, request: GenerationRequest, stream: QueueStream | NullStream, num_layers: int) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        stream: QueueStream | NullStream,
+        num_layers: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
         self.request = request
         self.stream = stream
         self.sampling = request.sampling
@@ -96,6 +104,7 @@ class Sequence:
         self.waits_for: tuple[Sequence, int] | None = None
         self.has_run = False
         self.random = random.Random(request.sampling.seed)
+        self.logits_processor = logits_processor(request.sampling, self.prompt_length, eos_token_ids)
         self.arrival_time_s = time.monotonic()
         self.order = (self.arrival_time_s + _PRIORITY_STEP_S * request.priority, next(_arrivals))
 

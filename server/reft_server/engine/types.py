@@ -43,6 +43,12 @@ class SamplingParams:
             distribution, before temperature and truncation.
         stop_token_ids: end the sequence; the token itself is reported with `is_stop_token`.
         ignore_eos: the model's own EOS ids don't end the sequence.
+        min_p: drop tokens whose probability is below this share of the likeliest one's; before `top_k` and `top_p`.
+        min_tokens: tokens before which neither EOS nor a stop token can be chosen.
+        logit_bias: (token id, what is added to its logit).
+        presence_penalty: subtracted from the logits of tokens that were generated already.
+        frequency_penalty: the same, as often as they were generated.
+        repetition_penalty: divides positive logits of tokens in the prompt or the answer, multiplies negative ones.
     """
 
     max_tokens: int
@@ -53,6 +59,17 @@ class SamplingParams:
     num_logprobs: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    min_p: float = 0.0
+    min_tokens: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """What was said before changes what comes next."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
 
 
 @dataclass(frozen=True)

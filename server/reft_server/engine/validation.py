@@ -46,18 +46,22 @@ def validate_request(request: GenerationRequest, info: ModelInfo, kv_cache: KVCa
 
 
 def _validate_sampling(sampling: SamplingParams, info: ModelInfo) -> None:
-    logprobs = sampling.num_logprobs
+    logprobs, ids = sampling.num_logprobs, range(info.vocab_size)
+    in_vocabulary = f"must be ids of the vocabulary, 0 to {info.vocab_size - 1}"
     checks = (
         ("max_tokens", sampling.max_tokens >= 1, "must be at least 1"),
         ("temperature", math.isfinite(sampling.temperature) and sampling.temperature >= 0, "must be 0 or more"),
         ("top_p", 0 < sampling.top_p <= 1, "must be above 0 and at most 1"),
         ("top_k", 0 <= sampling.top_k <= info.vocab_size, f"must be 0 (off) to {info.vocab_size}"),
         ("logprobs", logprobs is None or 0 <= logprobs <= MAX_NUM_LOGPROBS, f"must be 0 to {MAX_NUM_LOGPROBS}"),
-        (
-            "stop_token_ids",
-            all(0 <= token_id < info.vocab_size for token_id in sampling.stop_token_ids),
-            f"must be ids of the vocabulary, 0 to {info.vocab_size - 1}",
-        ),
+        ("min_p", 0 <= sampling.min_p <= 1, "must be 0 to 1"),
+        ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "must be 0 to max_tokens"),
+        ("presence_penalty", math.isfinite(sampling.presence_penalty), "must be a number"),
+        ("frequency_penalty", math.isfinite(sampling.frequency_penalty), "must be a number"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "must be above 0"),
+        ("stop_token_ids", all(token_id in ids for token_id in sampling.stop_token_ids), in_vocabulary),
+        ("logit_bias", all(token_id in ids for token_id, _ in sampling.logit_bias), in_vocabulary),
+        ("logit_bias", all(math.isfinite(bias) for _, bias in sampling.logit_bias), "must be numbers"),
     )
     for param, is_valid, rule in checks:
         if not is_valid:

@@ -163,16 +163,15 @@ def test_intervention_ref_prints_as_it_is_written(name: str) -> None:
     ("fields", "expected"),
     [
         ({}, ()),
-        ({"best_of": 1, "logit_bias": {}, "presence_penalty": 0.0, "echo": False, "suffix": ""}, ()),
+        ({"best_of": 1, "bad_words": [], "length_penalty": 1.0, "echo": False, "suffix": ""}, ()),
         ({"best_of": None, "echo": None}, ()),
         ({"some_future_field": 1}, ()),
         ({"best_of": 2}, ("best_of",)),
         ({"echo": True}, ("echo",)),
-        ({"presence_penalty": 0.1, "frequency_penalty": -1}, ("frequency_penalty", "presence_penalty")),
-        ({"logit_bias": {"1": 5}}, ("logit_bias",)),
+        ({"length_penalty": 0.1, "bad_words": ["x"]}, ("bad_words", "length_penalty")),
+        ({"presence_penalty": 0.1, "frequency_penalty": -1, "logit_bias": {"1": 5}, "min_p": 0.1}, ()),
         ({"response_format": {"type": "text"}}, ()),
         ({"response_format": {"type": "json_object"}}, ("response_format",)),
-        ({"min_p": 0.1}, ("min_p",)),
     ],
 )
 def test_request_names_what_is_not_served(fields: dict[str, Any], expected: tuple[str, ...]) -> None:

@@ -71,6 +71,28 @@ def test_completion_passes_the_sampling_on(client: TestClient, engine: FakeEngin
     assert (sampling.stop_token_ids, sampling.ignore_eos, sampling.num_logprobs) == (frozenset({3}), True, 2)
 
 
+def test_completion_passes_penalties_and_biases_on(client: TestClient, engine: FakeEngine) -> None:
+    fields = {"min_p": 0.1, "min_tokens": 2, "presence_penalty": 1, "frequency_penalty": -1, "repetition_penalty": 1.2}
+    post(client, logit_bias={"5": -100, "05": 3}, **fields)
+    sampling = engine.submitted[0].sampling
+    assert {name: getattr(sampling, name) for name in fields} == fields
+    assert sampling.logit_bias == ((5, 3.0),)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_completion_min_tokens_holds_for_stop_strings(
+    client: TestClient, engine: FakeEngine, tokenizer: PreTrainedTokenizerFast, is_streamed: bool
+) -> None:
+    num_tokens = len(tokenizer("x STOP", add_special_tokens=False)["input_ids"])
+    script_text(engine, tokenizer, "x STOP y STOP z")
+    fields = {"stop": "STOP", "min_tokens": num_tokens}
+    if is_streamed:
+        text = "".join(chunk["choices"][0]["text"] for chunk in events(client, **fields)[:-1])
+    else:
+        text = post(client, **fields)["choices"][0]["text"]
+    assert text == "x STOP y "
+
+
 def test_completion_choices_are_prompt_major(client: TestClient, engine: FakeEngine) -> None:
     payload = post(client, prompt=["aa", "bb"], n=2, seed=1)
     assert [(choice["index"], choice["text"]) for choice in payload["choices"]] == [

@@ -20,10 +20,13 @@ def sequence(**sampling: Any) -> Sequence:
     return Sequence(GenerationRequest("test", (1,), params), NullStream(), 1)
 
 
-def expected_distribution(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+def expected_distribution(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> torch.Tensor:
     """Straight from the definition, in float64, token by token."""
     probabilities = (logits.double() / temperature).softmax(-1)
     order = probabilities.argsort(descending=True).tolist()
+    order = [i for i in order if probabilities[i] >= min_p * probabilities[order[0]]]
     if top_k:
         order = order[:top_k]
     kept = torch.zeros_like(probabilities)
@@ -39,12 +42,18 @@ def expected_distribution(logits: torch.Tensor, temperature: float, top_k: int, 
 
 @pytest.mark.parametrize("vocab_size", [20, 1000])
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.0, 0, 0.8), (1.5, 10, 0.6), (1.0, 0, 0.999)]
-)
-def test_draws_follow_the_distribution(vocab_size: int, temperature: float, top_k: int, top_p: float) -> None:
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (1.0, 0, 1.0, 0.0), (0.7, 5, 1.0, 0.0), (1.0, 0, 0.8, 0.0), (1.5, 10, 0.6, 0.0), (1.0, 0, 0.999, 0.0),
+        (1.0, 0, 1.0, 0.1), (1.0, 0, 1.0, 0.5), (0.8, 0, 0.7, 0.3), (1.5, 10, 0.6, 0.05), (1.0, 0, 1.0, 1.0),
+    ],
+)  # fmt: skip
+def test_draws_follow_the_distribution(
+    vocab_size: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
     logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(1)) * (3 if vocab_size == 20 else 0.3)
-    expected = expected_distribution(logits, temperature, top_k, top_p)
-    row = sequence(temperature=temperature, top_k=top_k, top_p=top_p, seed=5)
+    expected = expected_distribution(logits, temperature, top_k, top_p, min_p)
+    row = sequence(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=5)
     counts = torch.zeros(vocab_size)
     for _ in range(NUM_DRAWS // 200):
         for token in sample(logits.expand(200, -1), (row,) * 200):
@@ -67,16 +76,18 @@ def test_tiny_temperature_is_greedy(temperature: float) -> None:
 
 
 def test_row_draws_the_same_in_any_company() -> None:
-    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(3))
     settings: list[dict[str, Any]] = [
         {"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5},
         {"temperature": 2.0, "top_k": 3},
         {"temperature": 0.5, "top_p": 0.99, "num_logprobs": 2}, {"temperature": 1.0, "top_k": 300},
+        {"temperature": 0.0, "logit_bias": ((7, 9.0),)}, {"temperature": 1.0, "min_p": 0.2, "repetition_penalty": 5.0},
+        {"temperature": 1.0, "frequency_penalty": 2.0, "num_logprobs": 0},
     ]  # fmt: skip
-    together = sample(logits, tuple(sequence(seed=i, **one) for i, one in enumerate(settings)))
+    logits = torch.randn(len(settings), 300, generator=torch.Generator().manual_seed(3))
+    together = sample(logits.clone(), tuple(sequence(seed=i, **one) for i, one in enumerate(settings)))
     for i, one in enumerate(settings):
-        alone = sample(logits[i : i + 1], (sequence(seed=i, **one),))[0]
-        assert alone.token_id == together[i].token_id
+        alone = sample(logits[i : i + 1].clone(), (sequence(seed=i, **one),))[0]
+        assert alone == together[i]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -91,9 +102,10 @@ def test_row_that_is_not_finite_is_reported_and_spares_the_others(bad: float) ->
 
 def test_logprobs_come_from_the_unmodified_distribution() -> None:
     logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(5))
-    rows = (sequence(temperature=0.3, top_k=2, num_logprobs=4, seed=1), sequence(temperature=0.0))
-    first, second = sample(logits, rows)
+    first_row = sequence(temperature=0.3, top_k=2, num_logprobs=4, seed=1, logit_bias=((3, 50.0),))
     expected = logits[0].log_softmax(-1)
+    first, second = sample(logits, (first_row, sequence(temperature=0.0)))
+    assert first.token_id == 3
     assert first.logprob == pytest.approx(expected[first.token_id].item(), abs=1e-5)
     assert [token for token, _ in first.top_logprobs] == expected.topk(4).indices.tolist()
     assert second.logprob is None
