@@ -27,7 +27,7 @@ from reft_interventions.training import TrainingOptions, load_model, read_datase
 from reft_interventions.training.base_model import locate_model
 
 DATA = Path(__file__).parents[1] / "examples" / "shout" / "data" / "train.jsonl"
-BATCH_SIZE, NUM_ROWS = 8, 32
+BATCH_SIZE, NUM_ROWS = 4, 12
 POSITIONS = ("f3+l3", "l3")
 Rows = list[list[list[int]]]
 

@@ -73,6 +73,7 @@ def _add_edit_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--formula", choices=sorted(FORMULAS.keys() - {INTERCHANGE}), help="default: loreft")
     group.add_argument("--layers", help="'all', or numbers like '3;9;18' or 3,9,18; default: all")
     group.add_argument("--component", help="where in the layer; default: block_output")
+    group.add_argument("--heads", help="numbers like 0,2, with a head_* component; each has its own weights")
     group.add_argument("--low-rank-dimension", type=int, help="default: 4")
     group.add_argument("--act", help="linear, relu, gelu, silu, tanh or sigmoid; default: linear")
     group.add_argument("--positions", help="fN, lN, fN+lM, prompt or all; default: f3+l3")

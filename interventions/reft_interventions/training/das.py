@@ -86,10 +86,7 @@ class SourceRows:
 
             return keep
 
-        edits = [
-            SiteEdit(spec.layer, spec.component, spec.intervention_positions, note(index))
-            for index, spec in enumerate(self._specs)
-        ]
+        edits = [SiteEdit.of(spec, note(index)) for index, spec in enumerate(self._specs)]
         with hook_edits(model, edits, batch.prompt_lengths):
             model.base_model(
                 input_ids=batch.input_ids.to(model.device),

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from ..activations import Activation
-from ..components import check_component
+from ..components import check_component, is_head
 from ..errors import TrainingError
 from ..formulas import FORMULAS
 from ..positions import InterventionPositions, ShortPromptRule
@@ -28,6 +28,7 @@ class TrainingOptions:
     Args:
         formula: a name in `FORMULAS`.
         layers: `all`, or layer numbers divided by `;` or `,`.
+        heads: numbers of the heads to edit, with a `head_*` component; each has weights of its own.
         low_rank_dimension: ignored by the formulas without one.
         positions: `fN`, `lN`, `fN+lM`, `prompt` or `all`.
         is_tied: one set of weights for prefix and suffix; False needs positions `fN+lM`.
@@ -57,6 +58,7 @@ class TrainingOptions:
     formula: str = "loreft"
     layers: str = "all"
     component: str = "block_output"
+    heads: str = ""
     low_rank_dimension: int = 4
     act: Activation = "linear"
     positions: str = "f3+l3"
@@ -90,6 +92,10 @@ class TrainingOptions:
                 f"formula {self.formula!r} is unknown; use one of {', '.join(FORMULAS)}", param="formula"
             )
         check_component(self.component)
+        if bool(self.heads.strip()) != is_head(self.component):
+            raise TrainingError(
+                f"component {self.component!r}: heads belong to a head_* component, which needs them", param="heads"
+            )
         if self.act not in get_args(Activation) or (self.act != "linear" and not formula.has_act):
             raise TrainingError(f"formula {self.formula!r} can't use act {self.act!r}", param="act")
         _ = InterventionPositions(self.positions, "both", self.suffix_offset, self.short_prompt)
@@ -143,21 +149,35 @@ class TrainingOptions:
         Raises:
             TrainingError: not numbers, none, twice the same, or outside the model.
         """
-        if self.layers.strip() == "all":
-            return tuple(range(num_layers))
-        parts = [part.strip() for part in re.split(r"[;,]", self.layers) if part.strip()]
-        if not parts or not all(part.isdecimal() for part in parts):
-            raise TrainingError(f"layers {self.layers!r}: write 'all', or numbers like '3;9;18'", param="layers")
-        numbers = sorted(int(part) for part in parts)
-        if len(set(numbers)) != len(numbers):
-            raise TrainingError(f"layers {self.layers!r} names a layer twice", param="layers")
-        if numbers[-1] >= num_layers:
-            raise TrainingError(f"layer {numbers[-1]} is outside the model's {num_layers} layers", param="layers")
-        return tuple(numbers)
+        return _numbers(self.layers, num_layers, "layer")
+
+    def head_numbers(self, num_heads: int) -> tuple[int | None, ...]:
+        """The heads to edit, ascending; one None for a component without heads.
+
+        Raises:
+            TrainingError: not numbers, twice the same, or outside the model.
+        """
+        return _numbers(self.heads, num_heads, "head") if self.heads.strip() else (None,)
 
     def as_dict(self) -> dict[str, Any]:
         """The options as plain JSON values."""
         return asdict(self)
+
+
+def _numbers(text: str, count: int, kind: str) -> tuple[int, ...]:
+    """Read `all`, or numbers below `count` divided by `;` or `,`; `kind` is `layer` or `head`."""
+    param = f"{kind}s"
+    if text.strip() == "all":
+        return tuple(range(count))
+    parts = [part.strip() for part in re.split(r"[;,]", text) if part.strip()]
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise TrainingError(f"{param} {text!r}: write 'all', or numbers like '3;9;18'", param=param)
+    numbers = sorted(int(part) for part in parts)
+    if len(set(numbers)) != len(numbers):
+        raise TrainingError(f"{param} {text!r} names a {kind} twice", param=param)
+    if numbers[-1] >= count:
+        raise TrainingError(f"{kind} {numbers[-1]} is outside the model's {count} {param}", param=param)
+    return tuple(numbers)
 
 
 _SHARED = {"formula": "loreft", "warmup_ratio": 0.1, "weight_decay": 0.0}

@@ -12,6 +12,7 @@ from .checkpoint import Progress
 from .data import Dataset
 from .loss import Evaluation
 from .options import TrainingOptions
+from .subspaces import parse_subspaces
 
 
 @dataclass(frozen=True)
@@ -70,5 +71,6 @@ def build_manifest(
         ),
         interventions=tuple(specs),
         prompt_template=description.prompt_template,
+        subspaces=parse_subspaces(options.subspaces, options.low_rank_dimension),
         training=training,
     )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..attach import RowFunction, SiteEdit
+from ..components import ROW_KINDS, is_head
 from ..errors import TrainingError
 from ..formulas import FORMULAS, Formula
 from ..intervention_set import InterventionSet
 from ..manifest import InterventionSpec, Manifest
 from ..positions import Part
+from ..validation import BaseModelSpec
 from .batches import Batch
 from .das import INTERCHANGE, SourceRows, check_sources
 from .data import TokenizedExample
@@ -31,27 +34,41 @@ class TrainableSet:
 
     Args:
         options: what to train.
-        layers: the layers to edit.
-        hidden_size: of the base model.
+        base: the base model's sizes.
         device: where the base model is; parameters are float32 there.
     """
 
-    def __init__(
-        self, options: TrainingOptions, layers: tuple[int, ...], hidden_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, options: TrainingOptions, base: BaseModelSpec, device: torch.device) -> None:
         self._options = options
         self._formula: Formula = FORMULAS[options.formula]
         parts: tuple[Part, ...] = ("both",) if options.is_tied else ("prefix", "suffix")
         self._subspaces = parse_subspaces(options.subspaces, options.low_rank_dimension)
+        width = base.row_sizes.width(options.component, base.hidden_size)
+        if options.rank > width:
+            raise TrainingError(
+                f"low_rank_dimension {options.rank} exceeds the {width} numbers of a row of {options.component}",
+                param="low_rank_dimension",
+            )
+        is_hidden = options.component in ROW_KINDS and ROW_KINDS[options.component] == "hidden"
+        num_heads = base.row_sizes.num_heads(options.component) if is_head(options.component) else 0
+        in_layer = list(itertools.product(options.head_numbers(num_heads), parts))
         self.specs = tuple(
-            self._spec(layer, part, part_index if options.is_tied_across_layers else index * len(parts) + part_index)
-            for index, layer in enumerate(layers)
-            for part_index, part in enumerate(parts)
+            self._spec(
+                layer,
+                part,
+                index if options.is_tied_across_layers else first + index,
+                head=head,
+                width=None if is_hidden else width,
+            )
+            for first, layer in zip(
+                itertools.count(0, len(in_layer)), options.layer_numbers(base.num_layers), strict=False
+            )
+            for index, (head, part) in enumerate(in_layer)
         )
         self._sources: SourceRows | None = None
         generator = torch.Generator().manual_seed(options.seed)
         self.groups = tuple(
-            {name: nn.Parameter(tensor.to(device)) for name, tensor in self._initial(hidden_size, generator).items()}
+            {name: nn.Parameter(tensor.to(device)) for name, tensor in self._initial(width, generator).items()}
             for _ in {spec.parameters for spec in self.specs}
         )
 
@@ -102,10 +119,7 @@ class TrainableSet:
             dropout_generator: on the CPU; None = no dropout, as at inference.
         """
         return [
-            SiteEdit(
-                spec.layer, spec.component, spec.intervention_positions, self._function(index, batch, dropout_generator)
-            )
-            for index, spec in enumerate(self.specs)
+            SiteEdit.of(spec, self._function(index, batch, dropout_generator)) for index, spec in enumerate(self.specs)
         ]
 
     @torch.no_grad()
@@ -144,7 +158,7 @@ class TrainableSet:
     def _rotations(self) -> list[nn.Parameter]:
         return [group[ROTATION] for group in self.groups if ROTATION in group]
 
-    def _spec(self, layer: int, part: Part, index: int) -> InterventionSpec:
+    def _spec(self, layer: int, part: Part, index: int, *, head: int | None, width: int | None) -> InterventionSpec:
         options = self._options
         return InterventionSpec(
             layer=layer,
@@ -157,10 +171,12 @@ class TrainableSet:
             suffix_offset=options.suffix_offset,
             short_prompt=options.short_prompt,
             parameters=index,
+            head=head,
+            width=width,
         )
 
-    def _initial(self, hidden_size: int, generator: Generator) -> dict[str, Tensor]:
-        tensors = self._formula.initial_parameters(hidden_size, self._options.rank, generator)
+    def _initial(self, width: int, generator: Generator) -> dict[str, Tensor]:
+        tensors = self._formula.initial_parameters(width, self._options.rank, generator)
         if self._options.start == "base" and self._options.act == "linear":
             _start_at_base(self._options.formula, tensors)
         return tensors

@@ -72,8 +72,7 @@ class Trainer:
         self._base = base_model_spec(model, model_id)
         self._options, self._data, self._evaluation = options, data, evaluation
         self._checkpoint = checkpoint
-        layers = options.layer_numbers(self._base.num_layers)
-        self.trainable = TrainableSet(options, layers, self._base.hidden_size, model.device)
+        self.trainable = TrainableSet(options, self._base, model.device)
         self._all_examples = (*data.examples, *(evaluation.examples if evaluation else ()))
         self.trainable.check_examples(self._all_examples)
         self._optimizer = build_optimizer(self.trainable, options)

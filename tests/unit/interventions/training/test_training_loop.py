@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from reft_interventions import FORMULAS, attach, base_model_spec, load, save, validate_for_base
+from reft_interventions.components import COMPONENTS
 from reft_interventions.errors import TrainingError, UnsupportedComponentError
 from reft_interventions.training import Trainer, TrainingOptions, evaluate, read_dataset, train
 from reft_interventions.training.batches import collate
@@ -258,6 +259,8 @@ def test_learning_rate_warms_up_and_decays_linearly():
         {"warmup_ratio": 2.0},
         {"eval_fraction": 1.0},
         {"patience": 0},
+        {"heads": "0"},
+        {"component": "head_query_output"},
         {"dropout": 1.0},
         {"eval_every": -1},
         {"eval_every": 2, "patience": 2},
@@ -272,7 +275,7 @@ def test_learning_rate_warms_up_and_decays_linearly():
 def test_bad_options_are_refused_by_name(change):
     with pytest.raises(TrainingError) as caught:
         TrainingOptions(**change)
-    assert caught.value.param in (*change, "is_tied", "positions")
+    assert caught.value.param in (*change, "is_tied", "positions", "heads")
 
 
 @pytest.mark.parametrize("layers", ["", "x", "1;1", "-1", "4", "1..2"])
@@ -353,3 +356,37 @@ def test_held_out_rows_are_scored_after_each_epoch_unless_told_otherwise(model, 
     result = train(model, tokenizer, never, dataset, dataset)
     assert result.progress.eval_losses == []
     assert result.after is not None
+
+
+@pytest.mark.parametrize("component", sorted(COMPONENTS))
+def test_every_component_is_trained_at_its_own_width(model, tokenizer, dataset, tmp_path, component):
+    heads = "0,1" if component.startswith("head_") else ""
+    options = dataclasses.replace(OPTIONS, component=component, heads=heads, epochs=2, start="random")
+    trainer = Trainer(model, tokenizer, options, dataset, dataset, model_id="tiny")
+    result = trainer.run()
+    assert result.progress.losses[0] != result.progress.losses[-1]
+    validate_for_base(result.intervention_set, base_model_spec(model, "tiny"))
+    path = tmp_path / "set.safetensors"
+    save(result.intervention_set, path)
+    batch = collate(dataset.examples, 0)
+    with torch.no_grad():
+        live, labels = answer_logits(model, batch, trainer.trainable.site_edits())
+        with attach(model, load(path), prompt_lengths=batch.prompt_lengths):
+            served = model(batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids).logits
+    is_answer = labels != -100
+    torch.testing.assert_close(live[is_answer], served[:, -labels.shape[1] :][is_answer], atol=1e-5, rtol=1e-5)
+    if heads:
+        specs = result.intervention_set.manifest.interventions
+        assert [(spec.layer, spec.head, spec.parameters) for spec in specs] == [
+            (1, 0, 0),
+            (1, 1, 1),
+            (2, 0, 2),
+            (2, 1, 3),
+        ]
+
+
+def test_head_or_rank_that_the_model_lacks_is_refused(model, tokenizer, dataset):
+    for change in ({"component": "head_key_output", "heads": "7"}, {"low_rank_dimension": 33}):
+        with pytest.raises(TrainingError) as caught:
+            Trainer(model, tokenizer, dataclasses.replace(OPTIONS, **change), dataset)
+        assert caught.value.param in ("heads", "low_rank_dimension")

@@ -76,6 +76,7 @@ def test_two_tasks_learned_together_are_told_apart_by_the_subspace(model, tokeni
     result = trainer.run()
     assert result.after.loss < 0.7 * result.before.loss
     assert result.orthonormality_error < 1e-5
+    assert result.intervention_set.manifest.subspaces == {"upper": (0, 3), "lower": (1, 2)}
     other = {"upper": "lower", "lower": "upper", None: None}
     swapped = [dataclasses.replace(example, subspace=other[example.subspace]) for example in dataset.examples]
     assert evaluate(model, swapped, trainer.trainable.site_edits, 0, 8).loss > 1.1 * result.after.loss
