@@ -16,7 +16,7 @@ Messages = str | Sequence[ChatMessage | Mapping[str, object]]
 """A conversation; a plain string is one user turn."""
 
 Intervention = str | InterventionRef | Mapping[str, object] | Sequence[str | InterventionRef | Mapping[str, object]]
-"""`"name"`, `"name@3"`, `{"name": ..., "scale": ...}`, or a list of these, applied in order."""
+"""`"name"`, `"name@3"`, `{"name": ..., "scale": ..., "subspaces": ..., "source": ...}`, or a list, applied in order."""
 
 
 class GenerationOptions(TypedDict, total=False):

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..connection import DEFAULT_URL
 from . import generation, resources
-from .reference import parse_reference
+from .reference import OfIntervention, parse_reference, parse_subspaces
 
 __all__ = ["build_parser"]
 
@@ -58,6 +58,21 @@ def _sampling_options() -> argparse.ArgumentParser:
         action="append",
         metavar="NAME[@VERSION][*SCALE]",
         help="apply it; repeat to apply several, in this order",
+    )
+    parser.add_argument(
+        "--source",
+        action=OfIntervention,
+        default=argparse.SUPPRESS,
+        metavar="TEXT",
+        help="the source prompt of the -i before it, for an interchange",
+    )
+    parser.add_argument(
+        "--subspaces",
+        type=parse_subspaces,
+        action=OfIntervention,
+        default=argparse.SUPPRESS,
+        metavar="D,D,...",
+        help="only these rank dimensions of the -i before it act: numbers, or names that the set gives",
     )
     group = parser.add_argument_group("generation")
     group.add_argument("--model", help="the base model or an intervention (default: the base model)")
@@ -129,6 +144,7 @@ def _add_generation(commands: Any) -> None:
         generation.complete,
         'reft complete "Once upon a time" --max-tokens 64\n'
         "reft complete \"Once upon a time\" -i 'pirate@2*0.5' -i haiku --seed 1\n"
+        'reft complete "A ticket costs 8 dollars" -i price --source "A ticket costs 2 dollars" --subspaces 0,1\n'
         "cat prompt.txt | reft complete - --temperature 0 --json",
         sampling,
     )

@@ -157,6 +157,7 @@ def _details(info: InterventionInfo) -> list[tuple[str, str]]:
         ("layers", ", ".join(map(str, info.layers))),
         ("positions", ", ".join(info.positions)),
         ("rank", "" if info.low_rank_dimension is None else str(info.low_rank_dimension)),
+        ("subspaces", ", ".join(f"{name}: {' '.join(map(str, ones))}" for name, ones in info.subspaces.items())),
         ("parameters", "" if info.num_parameters is None else f"{info.num_parameters:,}"),
         ("size", format_size(info.size_bytes)),
         ("created", f"{format_time(info.created)} UTC"),

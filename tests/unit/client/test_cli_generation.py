@@ -34,6 +34,29 @@ def test_complete_sends_every_option(server: Server, run: Run) -> None:
     }
 
 
+@pytest.mark.parametrize("command", ["complete", "chat"])
+def test_source_and_subspaces_belong_to_the_intervention_before_them(server: Server, run: Run, command: str) -> None:
+    server.json("/v1/completions", COMPLETION)
+    server.json("/v1/chat/completions", CHAT)
+    options = ["-i", "a", "--subspaces", "0,3", "-i", "b@2*-1", "--source", "two words", "--subspaces", "task_a, 7"]
+    code, _, _ = run(command, "x", "--no-stream", *options)
+    assert code == 0
+    assert server.sent["intervention"] == [
+        {"name": "a", "subspaces": [0, 3]},
+        {"name": "b", "version": 2, "scale": -1, "source": "two words", "subspaces": ["task_a", 7]},
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--source", "x"], ["--subspaces", "0", "-i", "a"], ["-i", "a", "--source", "x", "--source", "y"]],
+)
+def test_source_and_subspaces_without_their_intervention_are_wrong_usage(run: Run, options: list[str]) -> None:
+    code, out, error = run("complete", "x", *options)
+    assert (code, out) == (2, "")
+    assert "-i NAME" in error or "can't be read" in error
+
+
 @pytest.mark.parametrize("prompt", [["-"], []])
 def test_complete_reads_standard_input(
     server: Server, run: Run, monkeypatch: pytest.MonkeyPatch, prompt: list[str]
