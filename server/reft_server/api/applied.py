@@ -78,7 +78,7 @@ async def _source_token_ids(
     if ref.source is None:
         if needs_source:
             raise InterventionSourceError(
-                f'{ref.name!r} is an interchange: give it a prompt, {{"name": {ref.name!r}, "source": "..."}}',
+                f'{ref.name!r} is an interchange: give it a prompt, {{"name": "{ref.name}", "source": "..."}}',
                 param="source",
             )
         return None
