@@ -1,8 +1,8 @@
 """Whatever happens around a request, its tokens are those of the slow reference, run alone.
 
-Hypothesis drives an engine step by step: arrivals of several tenants, shared prefixes, cancellations, sets replaced
-under their names, requests that fail, with caches small enough to preempt and to evict. A bounded number of examples
-runs by default; `pytest tests/parity/test_any_schedule.py --hypothesis-profile=long` runs many.
+Hypothesis drives an engine step by step: arrivals of several tenants, shared prefixes, source prompts, cancellations,
+sets replaced under their names, requests that fail, with caches small enough to preempt and to evict. A bounded number
+of examples runs by default; `pytest tests/parity/test_any_schedule.py --hypothesis-profile=long` runs many.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -29,7 +29,8 @@ from hypothesis.stateful import (
 from reft_interventions import FoldedSet, InterventionSet
 from reft_server.engine import EngineSettings, GenerationRequest, LocalEngine, SamplingParams, build_engine
 from reft_server.errors import EngineStepError
-from tests.parity.harness import Case, Comparison, Expected, folded, reference
+from reft_server.sources import SourceCache
+from tests.parity.harness import Case, Comparison, Expected, Use, reference, to_run
 from tests.parity.test_engine_matches_reference import PATHS, prompt
 from tests.unit.server.engine.test_engine import poisoned_set
 
@@ -48,7 +49,9 @@ SPECS: list[list[dict[str, Any]]] = [
     [{"positions": "all", "formula": "direft"}],
     [{"positions": "generated", "layer": 2}],
     [{"positions": "f20", "layer": 3}],
+    [{"positions": "f2+l2", "formula": "dii", "layer": 0}, {"positions": "l20", "formula": "dii", "layer": 2}],
 ]
+ASKS = 5  # of SPECS: it needs a source with every request
 
 
 class SteppedEngine(LocalEngine):
@@ -59,14 +62,26 @@ class SteppedEngine(LocalEngine):
 
 @dataclass(eq=False)
 class Sent:
-    """A request in flight and what came back."""
+    """A request in flight and what came back. It has a stream once its source prompts, if any, have run."""
 
     case: Case
-    stream: Any
     is_poisoned: bool
+    task: asyncio.Task[None] | None = None
+    stream: Any = None
     is_cancelled: bool = False
     token_ids: list[int] = field(default_factory=list)
     error: Exception | None = None
+
+    @property
+    def is_preparing(self) -> bool:
+        return self.stream is None and not self.is_cancelled
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        if self.stream is not None:
+            self.stream.cancel()
+        elif self.task is not None:
+            self.task.cancel()
 
     async def read(self) -> None:
         try:
@@ -103,6 +118,7 @@ class AnySchedule(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.engine = SteppedEngine(built._model, built.model_info, options)
         self.versions = [0] * len(SPECS)
+        self.sources = SourceCache(self.engine, 1 << 16)
         self.sent: list[Sent] = []
 
     @rule(
@@ -114,6 +130,8 @@ class AnySchedule(RuleBasedStateMachine):
         max_tokens=st.sampled_from([1, 5, 40, 120]),
         tenant=st.sampled_from(["", "a", "b"]),
         priority=st.integers(-1, 1),
+        scale=st.sampled_from([1.0, -0.5]),
+        subspaces=st.sampled_from([None, (0,), (1, 3)]),
     )
     def submit(
         self,
@@ -125,11 +143,17 @@ class AnySchedule(RuleBasedStateMachine):
         max_tokens: int,
         tenant: str,
         priority: int,
+        scale: float,
+        subspaces: tuple[int, ...] | None,
     ) -> None:
         tokens = (*prompt(num_shared, prefix), *prompt(num_own, 10 + own))
-        sets = tuple((_set(self.model, self.make_set, name, self.versions[name]), 1.0) for name in names)
-        case = Case(tokens, sets, max_tokens)
-        self._send(case, tuple(folded(one, scale) for one, scale in sets), tenant, priority)
+        source = (*prompt(num_shared, (prefix + own) % 3), *prompt(num_own, 11 + own))
+        sets = [_set(self.model, self.make_set, name, self.versions[name]) for name in names]
+        uses = tuple(
+            Use(one, scale, subspaces, source if name == ASKS else None) for name, one in zip(names, sets, strict=True)
+        )
+        self.seen["sources"] += ASKS in names
+        self._send(Case(tokens, uses, max_tokens), (), tenant, priority)
 
     @rule(num_tokens=st.integers(1, 60))
     def submit_poisoned(self, num_tokens: int) -> None:
@@ -145,8 +169,7 @@ class AnySchedule(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from([one for one in self.sent if not one.is_cancelled]))
-        one.is_cancelled = True
-        one.stream.cancel()
+        one.cancel()
 
     @rule(name=st.integers(0, len(SPECS) - 1))
     def swap(self, name: int) -> None:
@@ -163,9 +186,10 @@ class AnySchedule(RuleBasedStateMachine):
         if not hasattr(self, "engine"):
             return
         num_steps = 0
-        while self.engine.step():
+        while self.engine.step() or self.engine._inbox or any(one.is_preparing for one in self.sent):
             num_steps += 1
             assert num_steps < 20_000, "the requests never end"
+            self._deliver()
         self._deliver()
         for one in self.sent:
             if one.is_cancelled:
@@ -182,6 +206,7 @@ class AnySchedule(RuleBasedStateMachine):
             hits=stats.num_prefix_hit_tokens,
             failures=sum(one.error is not None for one in self.sent),
             cancellations=sum(one.is_cancelled for one in self.sent),
+            cancelled_sources=sum(one.is_cancelled and one.stream is None for one in self.sent),
         )
         self.loop.close()
 
@@ -190,12 +215,16 @@ class AnySchedule(RuleBasedStateMachine):
     ) -> None:
         sampling = SamplingParams(max_tokens=case.max_tokens, temperature=0.0, ignore_eos=True)
         request = GenerationRequest("any", case.prompt, sampling, applied, tenant=tenant, priority=priority)
+        sent = Sent(case, is_poisoned)
+        self.sent.append(sent)
 
         async def submit() -> None:
-            self.sent.append(Sent(case, self.engine.submit(request), is_poisoned))
-            self.loop.create_task(self.sent[-1].read())
+            interventions = applied or tuple([await to_run(self.engine, use, self.sources) for use in case.uses])
+            sent.stream = self.engine.submit(replace(request, interventions=interventions))
+            await sent.read()
 
-        self.loop.run_until_complete(submit())
+        sent.task = self.loop.create_task(submit())
+        self._deliver()
 
     def _deliver(self) -> None:
         async def settle() -> None:
@@ -207,7 +236,7 @@ class AnySchedule(RuleBasedStateMachine):
 
 @cache
 def _set(model: Any, make_set: Any, name: int, version: int) -> InterventionSet:
-    made: InterventionSet = make_set(model, *SPECS[name], seed=100 * version + name)
+    made: InterventionSet = make_set(model, *SPECS[name], seed=100 * version + name, stores_source=False)
     return made
 
 

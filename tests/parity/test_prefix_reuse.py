@@ -15,7 +15,7 @@ import torch
 
 from reft_interventions import InterventionSet
 from reft_server.engine import EngineSettings, GenerationRequest, LocalEngine, SamplingParams, build_engine
-from tests.parity.harness import TOLERANCE, Case, folded, reference_logits
+from tests.parity.harness import TOLERANCE, Case, Use, folded, reference_logits, to_run
 from tests.parity.test_engine_matches_reference import PATHS, prompt
 
 MAX_TOKENS = 5
@@ -32,16 +32,16 @@ class Warm:
         self.engine.start()
 
     async def run(
-        self, tokens: tuple[int, ...], *sets: InterventionSet, salt: str = "", max_tokens: int = MAX_TOKENS
+        self, tokens: tuple[int, ...], *sets: InterventionSet | Use, salt: str = "", max_tokens: int = MAX_TOKENS
     ) -> int:
         """Generate, compare every token and logprob with the reference, and return the tokens reused."""
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, num_logprobs=0)
-        applied = tuple(folded(one, 1.0) for one in sets)
+        uses = tuple(one if isinstance(one, Use) else Use(one) for one in sets)
+        applied = tuple([await to_run(self.engine, use) for use in uses])
         outputs = []
         async for step in self.engine.submit(GenerationRequest("test", tokens, sampling, applied, cache_salt=salt)):
             outputs += step
-        case = Case(tokens, tuple((one, 1.0) for one in sets), max_tokens)
-        _, expected = reference_logits(self.model, case)
+        _, expected = reference_logits(self.model, Case(tokens, uses, max_tokens))
         for output, logits in zip(outputs, (row.double() for row in expected), strict=True):
             spread = float(logits.max() - logits.min())
             logprobs = logits.log_softmax(-1)
@@ -189,6 +189,57 @@ def test_scale_and_order_of_sets_are_part_of_the_key(start: Any, sets: Any) -> N
         )
         outputs = [output async for step in warm.engine.submit(request) for output in step]
         assert outputs[0].num_cached_tokens == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_rank_dimensions_and_sources_are_part_of_the_key(
+    path: str, start: Any, sets: Any, tiny_model: Any, make_set: Any
+) -> None:
+    """One prompt, edited from its start on, by sets that differ in one choice only: nothing edited is shared."""
+    model = tiny_model("llama")
+    asks = make_set(model, {"positions": "f2", "formula": "dii"}, seed=7, stores_source=False)
+    [whole], [other] = sets["f2"], sets["f20"]
+    sources = (prompt(8, 20), prompt(9, 20), prompt(8, 21))
+    lists: list[tuple[Use, ...]] = [
+        (Use(whole),),
+        (Use(whole, 1.0, (0,)),),
+        (Use(whole, 1.0, (0, 1)),),
+        (Use(whole, -1.0, (0, 1)),),
+        (Use(whole, 1.0, (0,)), Use(other)),
+        (Use(other), Use(whole, 1.0, (0,))),
+        *((Use(asks, source=source),) for source in sources),
+        (Use(asks, 1.0, (2,), sources[0]),),
+        (Use(asks, 0.5, None, sources[0]),),
+    ]
+    warm = start(model_path=path)
+
+    async def run() -> None:
+        for uses in lists:
+            assert await warm.run(prompt(40, 3), *uses) == 0
+        for uses in lists:
+            assert await warm.run(prompt(40, 3), *uses) == 39
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_source_shares_its_prefix_with_everybody(path: str, start: Any, tiny_model: Any, make_set: Any) -> None:
+    """It computes the tokens whose rows are wanted, whatever is cached; what it computes is the base model's."""
+    asks = make_set(tiny_model("llama"), {"positions": "l2", "formula": "dii"}, stores_source=False)
+    warm = start(model_path=path, max_num_batched_tokens=24)
+
+    async def run() -> None:
+        await warm.run(prompt(40, 3))
+        num_hits = warm.engine.stats().num_prefix_hit_tokens
+        own = prompt(40, 4)
+        assert await warm.run(own, Use(asks, source=prompt(40, 3))) == 0
+        assert warm.engine.stats().num_prefix_hit_tokens - num_hits == 38
+        assert await warm.run(own) == 38  # up to the interchanged tokens
+        longer = (*prompt(34, 5), 7, 8)
+        await warm.run(own, Use(asks, source=prompt(34, 5)))
+        assert await warm.run(longer) == 34
 
     asyncio.run(run())
 
