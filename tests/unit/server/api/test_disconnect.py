@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,14 +15,14 @@ import pytest
 import uvicorn
 from transformers import PreTrainedTokenizerFast
 
-from reft_interventions import FileLimits
+from reft_interventions import FileLimits, dumps
 from reft_interventions.store import InterventionStore
 from reft_server.api.app import create_app
 from reft_server.api.settings import ApiSettings
 from reft_server.engine.pool import InterventionPool
 from reft_server.registry import Registry
 from tests.fakes.engine import FakeEngine
-from tests.intervention_sets import BASE
+from tests.intervention_sets import BASE, make_set
 
 DEADLINE_S = 20.0
 
@@ -71,6 +72,22 @@ def test_disconnect_cancels_every_choice_at_once(
     assert not any(item.is_cancelled for item in engine.streams)
     connection.close()
     wait_until(lambda: all(item.is_cancelled for item in engine.streams))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_disconnect_cancels_a_source_prompt_at_once(port: int, engine: FakeEngine, stream: bool) -> None:
+    url = f"http://127.0.0.1:{port}/v1/interventions?name=das"
+    request = urllib.request.Request(url, dumps(make_set(formula="dii")), {"content-type": "application/octet-stream"})
+    with urllib.request.urlopen(request) as response:
+        assert response.status == 201
+    engine.hold_after = 0
+    intervention = {"name": "das", "source": "Hello"}
+    connection = send(port, {"prompt": "abcdefgh", "stream": stream, "intervention": intervention})
+    wait_until(lambda: bool(engine.streams))
+    assert not engine.streams[0].is_cancelled
+    connection.close()
+    wait_until(lambda: engine.streams[0].is_cancelled)
+    assert [bool(one.captures) for one in engine.submitted] == [True]
 
 
 def test_disconnect_of_one_client_leaves_its_neighbour_alone(port: int, engine: FakeEngine) -> None:
