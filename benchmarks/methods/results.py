@@ -1,0 +1,103 @@
+"""The runs and where their records are kept: one JSON object a line in `benchmarks/results/methods.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.machine import RESULTS
+from benchmarks.methods.methods import COMPARED, GRID, METHODS
+from benchmarks.methods.tasks import TASKS
+
+RECORDS = RESULTS / "methods.jsonl"
+NUM_EXAMPLES = 400
+SEEDS = (0, 1, 2)
+LAST_METHODS = ("prompt-10",)
+MAIN_METHODS = tuple(method for method in COMPARED if method not in LAST_METHODS)
+CURVE_TASK = "word-category"
+CURVE_METHODS = ("loreft-f3l3", "lora-r8", "loreft-l1", "prefix-10")
+CURVE_EXAMPLES = (10, 100, 1000)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its score; `dev` runs choose the learning rate, `test` runs are reported.
+
+    `lr` is None in test runs: it follows from the dev runs, and it is in the record.
+    """
+
+    split: Literal["dev", "test"]
+    task: str
+    method: str
+    seed: int
+    num_examples: int
+    lr: float | None = None
+
+
+def planned() -> Iterator[Run]:
+    """Every run, the most wanted first: one seed of the table, the curve, the grid, the other seeds, then the rest."""
+    for task in TASKS:
+        yield from _search(task, MAIN_METHODS)
+        yield from (_test(task, method, SEEDS[0]) for method in MAIN_METHODS)
+    yield from _curve(SEEDS[0])
+    for seed in SEEDS[1:]:
+        yield from (_test(task, method, seed) for task in TASKS for method in MAIN_METHODS if method != "base")
+        yield from (_test(CURVE_TASK, method, SEEDS[0]) for method in GRID if seed == SEEDS[1])
+    yield from (run for seed in SEEDS[1:] for run in _curve(seed))
+    for task in TASKS:
+        yield from _search(task, LAST_METHODS)
+        yield from (_test(task, method, seed) for method in LAST_METHODS for seed in SEEDS)
+
+
+def _search(task: str, methods: Sequence[str]) -> Iterator[Run]:
+    for method in methods:
+        for lr in COMPARED[method].rates:
+            yield Run("dev", task, method, SEEDS[0], NUM_EXAMPLES, lr)
+
+
+def _test(task: str, method: str, seed: int) -> Run:
+    return Run("test", task, method, seed, 0 if method == "base" else NUM_EXAMPLES)
+
+
+def _curve(seed: int) -> Iterator[Run]:
+    for num_examples in CURVE_EXAMPLES:
+        yield from (Run("test", CURVE_TASK, method, seed, num_examples) for method in CURVE_METHODS)
+
+
+def chosen_rate(records: Sequence[dict[str, Any]], task: str, method: str) -> float:
+    """The learning rate with the best dev accuracy; a tie goes to the lower dev loss.
+
+    Raises:
+        ValueError: there is no dev run yet.
+    """
+    wanted = METHODS[method].rates_of or method
+    tried = [r for r in records if (r["split"], r["task"], r["method"]) == ("dev", task, wanted)]
+    if not tried:
+        raise ValueError(f"no learning rate has been tried for {wanted} on {task}")
+    best = max(tried, key=lambda record: (record["accuracy"], -record["loss"]))
+    return float(best["lr"])
+
+
+def load_records(path: Path = RECORDS) -> list[dict[str, Any]]:
+    """All records so far, oldest first."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def append_record(record: dict[str, Any], path: Path = RECORDS) -> None:
+    """Add one record; a run that is cut off leaves the earlier ones."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def is_done(run: Run, records: Sequence[dict[str, Any]]) -> bool:
+    """Whether a record of this very run is there."""
+    wanted = asdict(run)
+    if run.lr is None:
+        del wanted["lr"]
+    return any(all(record[name] == value for name, value in wanted.items()) for record in records)
