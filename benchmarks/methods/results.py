@@ -17,7 +17,8 @@ NUM_EXAMPLES = 400
 SEEDS = (0, 1, 2)
 LAST_METHODS = ("prompt-10",)
 MAIN_METHODS = tuple(method for method in COMPARED if method not in LAST_METHODS)
-CURVE_TASK = "word-category"
+SEARCH_TASK = "word-category"
+"""Where learning rates, layers, ranks and positions are compared, and the number of examples."""
 CURVE_METHODS = ("loreft-f3l3", "lora-r8", "loreft-l1", "prefix-10")
 CURVE_EXAMPLES = (10, 100, 1000)
 
@@ -39,23 +40,21 @@ class Run:
 
 def planned() -> Iterator[Run]:
     """Every run, the most wanted first: one seed of the table, the curve, the grid, the other seeds, then the rest."""
-    for task in TASKS:
-        yield from _search(task, MAIN_METHODS)
-        yield from (_test(task, method, SEEDS[0]) for method in MAIN_METHODS)
+    yield from _search(MAIN_METHODS)
+    yield from (_test(task, method, SEEDS[0]) for task in TASKS for method in MAIN_METHODS)
     yield from _curve(SEEDS[0])
     for seed in SEEDS[1:]:
         yield from (_test(task, method, seed) for task in TASKS for method in MAIN_METHODS if method != "base")
-        yield from (_test(CURVE_TASK, method, SEEDS[0]) for method in GRID if seed == SEEDS[1])
+        yield from (_test(SEARCH_TASK, method, SEEDS[0]) for method in GRID if seed == SEEDS[1])
     yield from (run for seed in SEEDS[1:] for run in _curve(seed))
-    for task in TASKS:
-        yield from _search(task, LAST_METHODS)
-        yield from (_test(task, method, seed) for method in LAST_METHODS for seed in SEEDS)
+    yield from _search(LAST_METHODS)
+    yield from (_test(task, method, seed) for task in TASKS for method in LAST_METHODS for seed in SEEDS)
 
 
-def _search(task: str, methods: Sequence[str]) -> Iterator[Run]:
+def _search(methods: Sequence[str]) -> Iterator[Run]:
     for method in methods:
         for lr in COMPARED[method].rates:
-            yield Run("dev", task, method, SEEDS[0], NUM_EXAMPLES, lr)
+            yield Run("dev", SEARCH_TASK, method, SEEDS[0], NUM_EXAMPLES, lr)
 
 
 def _test(task: str, method: str, seed: int) -> Run:
@@ -64,19 +63,19 @@ def _test(task: str, method: str, seed: int) -> Run:
 
 def _curve(seed: int) -> Iterator[Run]:
     for num_examples in CURVE_EXAMPLES:
-        yield from (Run("test", CURVE_TASK, method, seed, num_examples) for method in CURVE_METHODS)
+        yield from (Run("test", SEARCH_TASK, method, seed, num_examples) for method in CURVE_METHODS)
 
 
-def chosen_rate(records: Sequence[dict[str, Any]], task: str, method: str) -> float:
+def chosen_rate(records: Sequence[dict[str, Any]], method: str) -> float:
     """The learning rate with the best dev accuracy; a tie goes to the lower dev loss.
 
     Raises:
         ValueError: there is no dev run yet.
     """
     wanted = METHODS[method].rates_of or method
-    tried = [r for r in records if (r["split"], r["task"], r["method"]) == ("dev", task, wanted)]
+    tried = [r for r in records if (r["split"], r["task"], r["method"]) == ("dev", SEARCH_TASK, wanted)]
     if not tried:
-        raise ValueError(f"no learning rate has been tried for {wanted} on {task}")
+        raise ValueError(f"no learning rate has been tried for {wanted}")
     best = max(tried, key=lambda record: (record["accuracy"], -record["loss"]))
     return float(best["lr"])
 

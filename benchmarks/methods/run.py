@@ -60,7 +60,7 @@ class Runner:
         if method.reft is None and method.peft is None:
             scored = score(model, tokenizer, held_out.examples, labels)
             return {**asdict(run), **_scored(scored, held_out)}
-        lr = run.lr or chosen_rate(records, run.task, run.method)
+        lr = run.lr or chosen_rate(records, run.method)
         options = TrainingOptions(
             **(method.reft or {}),
             epochs=num_epochs(run),

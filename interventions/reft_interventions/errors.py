@@ -110,6 +110,12 @@ class StoreError(ReftError):
     code = "store_error"
 
 
+class AdapterError(ReftError):
+    """A LoRA can't be merged into the base model."""
+
+    code = "adapter_error"
+
+
 class TrainingError(ReftError):
     """Training can't start or go on: bad data, bad options, a loss that is not finite."""
 

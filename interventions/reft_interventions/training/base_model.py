@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import TrainingError
+from ..merging import merge_adapter, merged_model_id
 from ..user_folders import DEFAULT_MODEL, default_cache_dir
 
 
@@ -39,11 +40,14 @@ def locate_model(name: str) -> tuple[str, str]:
     return str(folders[-1]), DEFAULT_MODEL
 
 
-def load_model(name: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """The model in float32 with its tokenizer and its name for the manifest.
+def load_model(
+    name: str, device: str = "cpu", merge_lora: Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """The model in float32, with a LoRA merged in if one is named, its tokenizer, and its name for the manifest.
 
     Raises:
         TrainingError: it can't be found or loaded.
+        AdapterError: `merge_lora` can't be merged into it.
     """
     source, model_id = locate_model(name)
     try:
@@ -53,6 +57,8 @@ def load_model(name: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTrai
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TrainingError(f"the model {name!r} can't be loaded: {first_line}", param="model") from error
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    if merge_lora is not None:
+        model, model_id = merge_adapter(model, merge_lora), merged_model_id(model_id, merge_lora)
     return model, tokenizer, model_id
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ..errors import InterventionError, TrainingError
+from ..errors import ReftError, TrainingError
 from ..file_format import save
 from ..model_tree import base_model_spec, fingerprint
 from .base_model import load_model
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     events = EventLog(parsed.events)
     try:
         _run(parsed, Console(highlight=False), events)
-    except (TrainingError, InterventionError) as error:
+    except ReftError as error:
         events.write("failed", code=error.code, message=error.message, param=error.param)
         Console(stderr=True, highlight=False).print(f"reft-train: {error.message}", markup=False, soft_wrap=True)
         return 1
@@ -53,7 +53,7 @@ def checkpoint_path(output: Path) -> Path:
 def _run(parsed: argparse.Namespace, console: Console, events: EventLog) -> None:
     options, output = options_from(parsed), Path(parsed.output)
     _check(parsed, options)
-    model, tokenizer, model_id = load_model(parsed.model, parsed.device)
+    model, tokenizer, model_id = load_model(parsed.model, parsed.device, parsed.merge_lora)
     if parsed.events is not None:
         events.write("loaded", fingerprint=fingerprint(model))
     data, evaluation = _read(parsed, options, tokenizer)

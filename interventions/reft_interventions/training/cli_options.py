@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     files = parser.add_argument_group("files")
     files.add_argument("--model", default=DEFAULT_MODEL, help="local folder, hub id, or the default model's name")
+    files.add_argument("--merge-lora", type=Path, default=None, help="a LoRA folder to merge into the model first")
     files.add_argument("--data", type=Path, required=True, help="JSON lines: prompt and completion, or messages")
     files.add_argument("--eval-data", type=Path, default=None, help="held-out rows, in the same form")
     files.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")

@@ -59,6 +59,7 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
         interventions.InterventionNotFoundError: 404,
         interventions.InterventionConflictError: 409,
         interventions.StoreError: 500,
+        interventions.AdapterError: 500,
         interventions.TrainingError: 500,
     }
 )

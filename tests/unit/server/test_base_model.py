@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -15,12 +16,17 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from reft_interventions.errors import AdapterError
+from reft_interventions.merging import merge_adapter
+from reft_interventions.model_tree import fingerprint
 from reft_interventions.user_folders import DEFAULT_MODEL
 from reft_server import base_model, default_model
 from reft_server.base_model import BaseModel, ModelLocation, load_base_model, locate_model
 from reft_server.config import load_settings
 from reft_server.default_model import HUB_ID, MANIFEST_NAME, WHEEL, cached_folder, default_model_path, fetch
 from reft_server.errors import ModelUnavailableError
+from tests.adapters import save_adapter
+from tests.fakes.tokenizers import byte_level_tokenizer
 
 
 def make_cached_folder(cache_dir: Path) -> Path:
@@ -263,6 +269,20 @@ def test_load_refuses_a_folder_without_a_model(tmp_path: Path) -> None:
 def test_load_refuses_a_device_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailableError, match="finds no CUDA GPU"):
         load_base_model(load_settings({"model": str(tmp_path), "device": "cuda"}))
+
+
+def test_load_merges_a_lora_and_names_it(tiny_model: Any, tmp_path: Path) -> None:
+    base = tiny_model("llama")
+    base.save_pretrained(tmp_path / "tiny")
+    byte_level_tokenizer().save_pretrained(tmp_path / "tiny")
+    folder = save_adapter(base, tmp_path / "formal")
+    settings = {"model": str(tmp_path / "tiny"), "device": "cpu"}
+    loaded = load_base_model(load_settings({**settings, "merge_lora": str(folder)}))
+    assert loaded.model_id == "tiny+formal"
+    assert fingerprint(loaded.model) == fingerprint(merge_adapter(copy.deepcopy(base), folder))
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    with pytest.raises(AdapterError, match="holds no adapter_config"):
+        load_base_model(load_settings({**settings, "merge_lora": str(tmp_path / "tiny")}))
 
 
 def test_plain_copy_drops_the_quantization_and_keeps_every_weight(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from reft_interventions import load
-from reft_interventions.errors import TrainingError
+from reft_interventions import base_model_spec, load, validate_for_base
+from reft_interventions.errors import InterventionBaseMismatchError, TrainingError
 from reft_interventions.training.base_model import load_model, locate_model
 from reft_interventions.training.cli import checkpoint_path, main
 from reft_interventions.training.cli_options import build_parser, options_from
+from tests.adapters import save_adapter
 
 
 @pytest.fixture
@@ -216,3 +217,16 @@ def test_cli_searches_and_saves_the_best(arguments, tmp_path, capsys):
 def test_cli_refuses_a_search_that_can_t_be(arguments, capsys, extra, reason):
     assert main([*arguments, *extra]) == 1
     assert reason in capsys.readouterr().err
+
+
+def test_cli_trains_for_a_model_with_a_lora_merged_in(arguments, model_folder, tiny_model, tmp_path, capsys):
+    folder = save_adapter(tiny_model("llama"), tmp_path / "formal")
+    assert main([*arguments, "--merge-lora", str(folder)]) == 0
+    written = load(tmp_path / "greeter.safetensors")
+    merged, _, model_id = load_model(str(model_folder), merge_lora=folder)
+    assert written.manifest.base_model.id == model_id == "tiny-model+formal"
+    validate_for_base(written, base_model_spec(merged, model_id))
+    with pytest.raises(InterventionBaseMismatchError):
+        validate_for_base(written, base_model_spec(tiny_model("llama"), "tiny-model"))
+    assert main([*arguments, "--merge-lora", str(tmp_path)]) == 1
+    assert "holds no adapter_config.json" in capsys.readouterr().err
