@@ -65,7 +65,7 @@ COMPARED: Mapping[str, Method] = MappingProxyType(
 
 LAYERS = ("15", "6;10;14;18;22", "all")
 RANKS = (1, 4, 16)
-POSITIONS = ("l1", "l3", "f3+l3", "prompt")
+POSITIONS = ("l1", "f3+l3", "prompt")
 _DEFAULT = ("6;10;14;18;22", 4, "f3+l3")
 
 

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.machine import describe
 from benchmarks.methods.methods import METHODS
 from benchmarks.methods.peft_training import num_trained, train_peft
-from benchmarks.methods.results import Run, append_record, chosen_rate, is_done, load_records, planned
+from benchmarks.methods.results import RECORDS, Run, append_record, chosen_rate, is_done, load_records, planned
 from benchmarks.methods.scoring import Score, score
 from benchmarks.methods.tasks import TASKS
 from reft_interventions import load, save
@@ -155,17 +155,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="the file to read and add to")
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     runner, machine = Runner(arguments.data_dir, arguments.device), describe()
     for run in planned():
-        records = load_records()
+        records = load_records(arguments.records)
         if run.task not in arguments.tasks or is_done(run, records):
             continue
         record = runner.run(run, records) | {"device": arguments.device, "machine": machine}
-        append_record(record)
+        append_record(record, arguments.records)
         print(json.dumps({name: value for name, value in record.items() if name != "machine"}), flush=True)
 
 
