@@ -28,7 +28,7 @@ from benchmarks.methods.results import RECORDS, Run, append_record, chosen_rate,
 from benchmarks.methods.scoring import Score, score
 from benchmarks.methods.tasks import TASKS
 from reft_interventions import load, save
-from reft_interventions.attach import site_edits
+from reft_interventions.attach import Applied, site_edits
 from reft_interventions.training import Dataset, Trainer, TrainingOptions, load_model, read_dataset
 
 MODEL = "smollm2-135m-instruct"
@@ -100,7 +100,7 @@ class Runner:
         result = trainer.run()
         seconds = clock.read()
         save(result.intervention_set, scratch / "set.safetensors")
-        edits = site_edits(model, load(scratch / "set.safetensors"))
+        edits = site_edits(model, Applied(load(scratch / "set.safetensors")))
         scored = score(model, tokenizer, held_out.examples, TASKS[run.task].labels, edits)
         size = (scratch / "set.safetensors").stat().st_size
         return {"num_parameters": trainer.trainable.num_parameters, "file_bytes": size, **seconds}, scored

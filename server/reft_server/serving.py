@@ -88,7 +88,8 @@ def _fine_tuning(base: BaseModel, info: ModelInfo, settings: Settings, registry:
     tuning = settings.fine_tuning.to_fine_tuning_settings()
     if not tuning.enabled:
         return None
-    training_base = TrainingBase(base.path, info.model_id, info.fingerprint, info.num_layers)
+    merging = ("--merge-lora", str(settings.merge_lora.expanduser().resolve())) if settings.merge_lora else ()
+    training_base = TrainingBase(base.path, info.model_id, info.fingerprint, info.num_layers, merging)
     return FineTuning(tuning.dir or settings.store_dir / "fine-tuning", tuning, training_base, registry)
 
 
