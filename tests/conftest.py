@@ -41,6 +41,7 @@ _CONFIGS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "mistral": {**_LLAMA_SHAPE, "sliding_window": 5, "head_dim": 16},
         "qwen2": {**_LLAMA_SHAPE},
         "qwen3": {**_LLAMA_SHAPE, "head_dim": 16},
+        "gemma": {**_LLAMA_SHAPE, "head_dim": 16},
         "gemma2": {
             **_LLAMA_SHAPE,
             "head_dim": 8,

@@ -47,8 +47,12 @@ class EditPlan:
         """Sites where at least one row of this step is edited or noted."""
         return tuple(dict.fromkeys((*self.groups, *self.captures))) if self.captures else tuple(self.groups)
 
+    def has_rows_at(self, layer: int, component: str) -> bool:
+        """Whether a row of this step is edited or noted there."""
+        return (layer, component) in self.groups or (layer, component) in self.captures
+
     def apply(self, hidden: Tensor, layer: int, component: str) -> None:
-        """Edit `hidden` (`[num_tokens, hidden_size]`) in place; nothing runs at a site without edited rows."""
+        """Edit `hidden` (`[num_tokens, width]`) in place; nothing runs at a site without edited rows."""
         for one in self.captures.get((layer, component), ()):
             one.capture.note(one.position, hidden[one.start : one.end])
         groups = self.groups.get((layer, component))

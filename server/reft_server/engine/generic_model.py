@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from reft_interventions.model_tree import decoder_layers, resolve_component
+from reft_interventions.model_tree import Columns, decoder_layers, resolve_component
 from reft_server.errors import UnsupportedModelError
 
 from .attention import attend
@@ -86,7 +86,8 @@ class GenericModel:
                     function = _input_hook(batch, layer, component)
                     handles.append(hook.module.register_forward_pre_hook(function, with_kwargs=True))
                 else:
-                    handles.append(hook.module.register_forward_hook(_output_hook(batch, layer, component)))
+                    function = _output_hook(batch, layer, component, hook.columns)
+                    handles.append(hook.module.register_forward_hook(function))
             yield
         finally:
             for handle in handles:
@@ -158,9 +159,14 @@ def _input_hook(batch: Batch, layer: int, component: str) -> Any:
     return hook
 
 
-def _output_hook(batch: Batch, layer: int, component: str) -> Any:
+def _output_hook(batch: Batch, layer: int, component: str, columns: Columns | None) -> Any:
     def hook(_module: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        batch.edits.apply(hidden[0], layer, component)
+        hidden = (output[0] if isinstance(output, tuple) else output)[0]
+        if columns is None:
+            batch.edits.apply(hidden, layer, component)
+            return
+        rows = hidden[:, columns]  # [num_tokens, width], a copy where the columns aren't a range
+        batch.edits.apply(rows, layer, component)
+        hidden[:, columns] = rows
 
     return hook

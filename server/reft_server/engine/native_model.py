@@ -21,15 +21,20 @@ from .native.structures import SPAN_FIELDS, AttentionShape, Config, Layer, Step
 from .native.weights import Arena, PackedLinear, pack_gated, pack_linear
 from .settings import WeightDtype
 
-_STAGES_PER_LAYER = 5
+_STAGES_PER_LAYER = 9
 _SITES = {
     # The stage of a layer before which a component is edited, and the tensor that holds it there.
     "block_output": (_STAGES_PER_LAYER, "hidden"),
     "block_input": (0, "hidden"),
     "attention_input": (1, "inputs"),
-    "attention_output": (2, "branch"),
-    "mlp_input": (3, "inputs"),
-    "mlp_output": (4, "branch"),
+    "query_output": (2, "heads"),
+    "key_output": (2, "heads"),
+    "value_output": (2, "heads"),
+    "attention_value_output": (3, "attended"),
+    "attention_output": (4, "branch"),
+    "mlp_input": (5, "inputs"),
+    "mlp_activation": (6, "gated"),
+    "mlp_output": (8, "branch"),
 }
 _COMPONENTS = tuple(_SITES)
 
@@ -64,17 +69,24 @@ class NativeModel:
         self._weights = _Weights(model, max_model_len, library.panel_columns, weight_dtype)
         self._num_layers = len(decoder.layers)
         shape = (config.num_key_value_heads, decoder.layers[0].self_attn.head_dim)
+        num_query, num_key = config.num_attention_heads * shape[1], shape[0] * shape[1]
+        self._columns = {
+            "query_output": slice(0, num_query),
+            "key_output": slice(num_query, num_query + num_key),
+            "value_output": slice(num_query + num_key, num_query + 2 * num_key),
+        }
         self.kv_layout = KVLayout(((*shape, shape[1]),) * self._num_layers, model.dtype, model.device)
         self._sizes = {
             "hidden": config.hidden_size,
             "inputs": config.hidden_size,
             "branch": config.hidden_size,
-            "heads": (config.num_attention_heads + 2 * shape[0]) * shape[1],
-            "attended": config.num_attention_heads * shape[1],
+            "heads": num_query + 2 * num_key,
+            "attended": num_query,
             "gated": config.intermediate_size,
         }
         self._vocab_size: int = config.vocab_size
         self._buffers: dict[str, Tensor] = {}
+        self._up_buffer: Tensor | None = None
         self._slab_tables: weakref.WeakKeyDictionary[Slab, array[int]] = weakref.WeakKeyDictionary()
         self._handle = library.create(self._weights.config, num_threads or torch.get_num_threads())
         if not self._handle:
@@ -87,6 +99,7 @@ class NativeModel:
         """Logits of the sampled rows, `[num_sampled, vocab_size]`, float32; K and V land in the cache."""
         num_tokens, num_sampled = batch.num_tokens, len(batch.sampled_rows)
         self._reserve(max(num_tokens, num_sampled))
+        edits_activation = any(component == "mlp_activation" for _, component in batch.edits.sites)
         token_ids, sampled_rows = array("q", batch.token_ids), array("q", batch.sampled_rows)
         spans = array("q", self._spans(batch))
         logits = torch.empty(num_sampled, self._vocab_size)
@@ -98,6 +111,7 @@ class NativeModel:
             sampled_rows=_address(sampled_rows),
             spans=_address(spans),
             logits=logits.data_ptr(),
+            up=self._up(num_tokens).data_ptr() if edits_activation else None,
             **{name: buffer.data_ptr() for name, buffer in self._buffers.items()},
         )
         if self._library.begin(self._handle, byref(step)):
@@ -105,11 +119,21 @@ class NativeModel:
         first = 0
         for stage, layer, component in sorted(_edited(batch)):
             self._library.run(self._handle, first, stage)
-            _, name = _SITES[_COMPONENTS[component]]
-            batch.edits.apply(self._buffers[name][:num_tokens], layer, _COMPONENTS[component])
+            self._edit(batch, layer, _COMPONENTS[component])
             first = stage
         self._library.run(self._handle, first, 2 + _STAGES_PER_LAYER * self._num_layers)
         return logits
+
+    def _edit(self, batch: Batch, layer: int, component: str) -> None:
+        _, name = _SITES[component]
+        columns = self._columns.get(component, slice(None))
+        batch.edits.apply(self._buffers[name][: batch.num_tokens, columns], layer, component)
+
+    def _up(self, num_rows: int) -> Tensor:
+        """Where `up` waits while its activation is edited: most steps need none."""
+        if self._up_buffer is None or self._up_buffer.shape[0] < num_rows:
+            self._up_buffer = torch.empty(num_rows, self._sizes["gated"])
+        return self._up_buffer
 
     def _reserve(self, num_rows: int) -> None:
         if not self._buffers or self._buffers["hidden"].shape[0] < num_rows:

@@ -85,13 +85,17 @@ class PackedModel:
             edit(hidden, index, "block_input")
             inputs = layer.input_norm(hidden)
             edit(inputs, index, "attention_input")
-            attended = layer.attention_output(self._attend(batch, index, layer, inputs, rotation))
+            values = self._attend(batch, index, layer, inputs, rotation)
+            edit(values, index, "attention_value_output")
+            attended = layer.attention_output(values)
             edit(attended, index, "attention_output")
             hidden += attended
             inputs = layer.mlp_norm(hidden)
             edit(inputs, index, "mlp_input")
             gate, up = layer.gate_up(inputs).chunk(2, dim=-1)
-            outputs = layer.down(F.silu(gate).mul_(up))
+            activation = F.silu(gate)
+            edit(activation, index, "mlp_activation")
+            outputs = layer.down(activation.mul_(up))
             edit(outputs, index, "mlp_output")
             hidden += outputs
             edit(hidden, index, "block_output")
@@ -102,6 +106,9 @@ class PackedModel:
     def _attend(self, batch: Batch, index: int, layer: _PackedLayer, inputs: Tensor, rotation: Tensor) -> Tensor:
         heads = layer.qkv(inputs).unflatten(-1, (-1, self._head_dim))  # [num_tokens, heads + 2 * kv_heads, head_dim]
         num_rotated = self._num_heads + self._num_kv_heads
+        _edit_heads(batch, index, "query_output", heads[:, : self._num_heads], is_rotated=True)
+        _edit_heads(batch, index, "key_output", heads[:, self._num_heads : num_rotated], is_rotated=True)
+        _edit_heads(batch, index, "value_output", heads[:, num_rotated:], is_rotated=False)
         rotated, value = heads[:, :num_rotated], heads[:, num_rotated:]
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = rotated.split((self._num_heads, self._num_kv_heads), dim=1)
@@ -148,6 +155,16 @@ def _pair_order(num_rows: int, head_dim: int) -> Tensor:
     """Within each head: 0, half, 1, half + 1, …"""
     pairs = torch.arange(head_dim).view(2, -1).t().flatten()
     return (torch.arange(0, num_rows, head_dim)[:, None] + pairs).flatten()
+
+
+def _edit_heads(batch: Batch, layer: int, component: str, heads: Tensor, *, is_rotated: bool) -> None:
+    """Edit a view `[num_tokens, num_heads, head_dim]` in the model's own order of columns."""
+    if not batch.edits.has_rows_at(layer, component):
+        return
+    ordered = heads.unflatten(-1, (-1, 2)).transpose(-1, -2) if is_rotated else heads
+    rows = ordered.flatten(1)  # [num_tokens, num_heads * head_dim], a copy
+    batch.edits.apply(rows, layer, component)
+    ordered.copy_(rows.view(ordered.shape))
 
 
 def _rotate(heads: Tensor, rotation: Tensor) -> Tensor:

@@ -27,7 +27,9 @@ EditKey = tuple[str, int]
 """Content hash of a folded set (its scale included), and the index of one of its interventions."""
 
 _PRIORITY_STEP_S = 10.0  # one level of priority is worth so much waiting: no level can keep another out for ever
-_BEHIND_ATTENTION = frozenset({"attention_output", "mlp_input", "mlp_output", "block_output"})
+_BEHIND_ATTENTION = frozenset(
+    {"attention_value_output", "attention_output", "mlp_input", "mlp_activation", "mlp_output", "block_output"}
+)
 _arrivals = itertools.count()
 
 

@@ -76,6 +76,7 @@ class Step(Structure):
         ("heads", c_void_p),
         ("attended", c_void_p),
         ("gated", c_void_p),
+        ("up", c_void_p),
         ("logits", c_void_p),
     )
 

@@ -4,18 +4,22 @@
    between two of them:
 
      0              hidden = embedding[token]
-     1 + 5 l        inputs = norm(hidden)
-     2 + 5 l        branch = attention(inputs), with this step's K and V written to the cache
-     3 + 5 l        hidden += branch; inputs = norm(hidden)
-     4 + 5 l        branch = mlp(inputs)
-     5 + 5 l        hidden += branch
-     1 + 5 layers   logits = head(norm(hidden)), of the sampled rows */
+     1 + 9 l        inputs = norm(hidden)
+     2 + 9 l        heads = q, k and v of inputs
+     3 + 9 l        attended = attention of heads, with this step's K and V written to the cache
+     4 + 9 l        branch = output product of attended
+     5 + 9 l        hidden += branch; inputs = norm(hidden)
+     6 + 9 l        gated = silu(gate of inputs), up = up of inputs
+     7 + 9 l        gated *= up; in one go with the stage before where both are run at once
+     8 + 9 l        branch = down product of gated
+     9 + 9 l        hidden += branch
+     1 + 9 layers   logits = head(norm(hidden)), of the sampled rows */
 
 #include "stages.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { STAGES_PER_LAYER = 5, MOST_PHASES_PER_LAYER = 8 };
+enum { STAGES_PER_LAYER = 9, MOST_PHASES_PER_LAYER = 8 };
 
 struct program {
     struct phase *phases;
@@ -38,6 +42,15 @@ static void append_rows(struct program *program, int64_t num_rows, uint32_t flag
     if (flags & NORM) previous->argument = norm;
 }
 
+/* In one go with the products before, unless the caller may have changed the activation since. */
+static void append_multiply_up(struct program *program, int64_t num_rows) {
+    struct phase *previous = program->length ? &program->phases[program->length - 1] : NULL;
+    if (previous && previous->run == activation_task)
+        previous->run = gate_up_task;
+    else
+        append(program, multiply_up_task, (num_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, 0, NULL);
+}
+
 static void append_stage(struct program *program, const struct model *model, int64_t stage) {
     const struct config *config = &model->config;
     const struct step *step = model->step;
@@ -58,17 +71,26 @@ static void append_stage(struct program *program, const struct model *model, int
         break;
     case 1:
         append(program, qkv_task, product_num_tasks(&layer->qkv, num_rows), index, &layer->qkv);
+        break;
+    case 2:
         append(program, rotate_task, (num_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, index, NULL);
         append(program, attend_task, tiling_of(model, index)->num_tiles * config->attention.num_kv_heads, index, NULL);
+        break;
+    case 3:
         append(program, attention_output_task, product_num_tasks(&layer->attention_output, num_rows), index,
                &layer->attention_output);
         break;
-    case 2:
+    case 4:
         append_rows(program, num_rows, ADD, NULL);
         append_rows(program, num_rows, NORM, layer->mlp_norm);
         break;
-    case 3:
-        append(program, gate_up_task, product_num_tasks(&layer->gate_up, num_rows), index, &layer->gate_up);
+    case 5:
+        append(program, activation_task, product_num_tasks(&layer->gate_up, num_rows), index, &layer->gate_up);
+        break;
+    case 6:
+        append_multiply_up(program, num_rows);
+        break;
+    case 7:
         append(program, down_task, product_num_tasks(&layer->down, num_rows), index, &layer->down);
         break;
     default:
@@ -192,7 +214,7 @@ EXPORT void reft_describe(int64_t *out) {
 
 EXPORT void reft_product(const struct linear *linear, const float *x, int64_t num_rows, float *out) {
     for (int64_t task = 0; task < product_num_tasks(linear, num_rows); task++)
-        product_task(linear, task, x, num_rows, out);
+        product_task(linear, task, x, num_rows, out, NULL);
 }
 
 EXPORT void reft_exponential(const float *x, int64_t size, float *out) {

@@ -101,20 +101,25 @@ static void write_columns(float *tile, const float *scale, const float *bias, in
     memcpy(out, tile, (size_t)columns * sizeof *out);
 }
 
-/* silu(gate) * up. Scale and bias are laid out as the panel is: PANEL_COLUMNS a panel. */
-static void write_gated(float *tile, const float *scale, const float *bias, int64_t columns, float *out) {
+/* silu(gate) * up; or, where `out_up` is one, silu(gate) to `out` and up to it. Scale and bias are laid out as the panel
+   is: PANEL_COLUMNS a panel. */
+static void write_gated(
+    float *tile, const float *scale, const float *bias, int64_t columns, float *out, float *out_up) {
     float gated[PANEL_COLUMNS / 2];
     for (int c = 0; c < PANEL_COLUMNS; c++) tile[c] = tile[c] * (scale ? scale[c] : 1.0f) + (bias ? bias[c] : 0.0f);
     UNROLL for (int v = 0; v < PANEL_VECTORS / 2; v++) {
         vector gate = load(tile + v * LANES), up = load(tile + PANEL_COLUMNS / 2 + v * LANES);
-        store(gated + v * LANES, gate / (exponential(-gate) + 1.0f) * up);
+        vector activation = gate / (exponential(-gate) + 1.0f);
+        store(gated + v * LANES, out_up ? activation : activation * up);
     }
     memcpy(out, gated, (size_t)columns * sizeof *out);
+    if (out_up) memcpy(out_up, tile + PANEL_COLUMNS / 2, (size_t)columns * sizeof *out_up);
 }
 
-/* Rows [first, last) of the product with one panel. Output rows are `linear->outputs` apart. */
+/* Rows [first, last) of the product with one panel. Output rows are `linear->outputs` apart. `out_up` may be NULL. */
 static void multiply_panel(
-    const struct linear *linear, int64_t panel, const float *x, int64_t first, int64_t last, float *out) {
+    const struct linear *linear, int64_t panel, const float *x, int64_t first, int64_t last, float *out,
+    float *out_up) {
     float tile[TILE_ROWS * PANEL_COLUMNS];
     int64_t width = panel_outputs(linear), column = panel * width;
     int64_t columns = linear->outputs - column < width ? linear->outputs - column : width;
@@ -127,11 +132,12 @@ static void multiply_panel(
         product_tiles[linear->weight_type][rows - 1](
             x + first * linear->inputs, linear->inputs, linear->inputs, weights, tile);
         for (int64_t row = 0; row < rows; row++) {
-            float *sums = tile + row * PANEL_COLUMNS, *to = out + (first + row) * linear->outputs + column;
+            int64_t offset = (first + row) * linear->outputs + column;
+            float *sums = tile + row * PANEL_COLUMNS;
             if (linear->is_gated)
-                write_gated(sums, scale, bias, columns, to);
+                write_gated(sums, scale, bias, columns, out + offset, out_up ? out_up + offset : NULL);
             else
-                write_columns(sums, scale, bias, columns, to);
+                write_columns(sums, scale, bias, columns, out + offset);
         }
         first += rows;
     }
@@ -147,9 +153,11 @@ INLINE int64_t product_num_tasks(const struct linear *linear, int64_t num_rows) 
     return num_panels(linear) * ((num_rows + rows_per_task(linear) - 1) / rows_per_task(linear));
 }
 
-static void product_task(const struct linear *linear, int64_t task, const float *x, int64_t num_rows, float *out) {
+/* `out_up` is NULL, or takes what a gated product would multiply by. */
+static void product_task(
+    const struct linear *linear, int64_t task, const float *x, int64_t num_rows, float *out, float *out_up) {
     int64_t first = task / num_panels(linear) * rows_per_task(linear), last = first + rows_per_task(linear);
-    multiply_panel(linear, task % num_panels(linear), x, first, last < num_rows ? last : num_rows, out);
+    multiply_panel(linear, task % num_panels(linear), x, first, last < num_rows ? last : num_rows, out, out_up);
 }
 
 #endif

@@ -36,6 +36,7 @@ struct step {
     float *heads;                    /* [num_tokens][num_heads + 2 * num_kv_heads][head_dim] */
     float *attended;                 /* [num_tokens][num_heads][head_dim] */
     float *gated;                    /* [num_tokens][intermediate_size] */
+    float *up;                       /* the same; NULL where no stage ends at the activation */
     float *logits;                   /* [num_sampled][vocab_size] */
 };
 
@@ -172,31 +173,47 @@ static void attend_task(void *context, const struct phase *phase, uint32_t task,
 static void qkv_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->inputs, step->num_tokens, step->heads);
+    product_task(phase->argument, task, step->inputs, step->num_tokens, step->heads, NULL);
 }
 
 static void attention_output_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->attended, step->num_tokens, step->branch);
+    product_task(phase->argument, task, step->attended, step->num_tokens, step->branch, NULL);
 }
 
 static void gate_up_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->inputs, step->num_tokens, step->gated);
+    product_task(phase->argument, task, step->inputs, step->num_tokens, step->gated, NULL);
+}
+
+/* The activation and `up` apart, for a caller that changes the activation. */
+static void activation_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
+    (void)thread;
+    const struct step *step = ((const struct model *)context)->step;
+    product_task(phase->argument, task, step->inputs, step->num_tokens, step->gated, step->up);
+}
+
+static void multiply_up_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
+    (void)phase, (void)thread;
+    const struct model *model = context;
+    const struct step *step = model->step;
+    int64_t size = model->config.intermediate_size;
+    int64_t last = smaller((task + 1) * ROWS_PER_TASK, step->num_tokens) * size;
+    for (int64_t i = task * ROWS_PER_TASK * size; i < last; i++) step->gated[i] *= step->up[i];
 }
 
 static void down_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->gated, step->num_tokens, step->branch);
+    product_task(phase->argument, task, step->gated, step->num_tokens, step->branch, NULL);
 }
 
 static void head_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->inputs, step->num_sampled, step->logits);
+    product_task(phase->argument, task, step->inputs, step->num_sampled, step->logits, NULL);
 }
 
 #endif
