@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from reft_client.types import FineTuningEvent
 from reft_interventions.errors import StoreError
 from reft_interventions.store import durable
+from reft_interventions.training.cli import checkpoint_path
 from reft_server.errors import FineTuningJobNotFoundError
 
 from .records import JobRecord, mend_lines, new_id, read_record, write_record
@@ -33,7 +34,13 @@ class JobFolder:
         self.options = root / "options.json"
         self.progress = root / "progress.jsonl"
         self.output = root / "output.safetensors"
+        self.checkpoint = checkpoint_path(self.output)
         self.stderr = root / "stderr.txt"
+
+    def clear(self) -> None:
+        """Remove what a job that has ended needs no more."""
+        for path in (self.output, self.checkpoint, self.progress):
+            path.unlink(missing_ok=True)
 
 
 class Jobs:

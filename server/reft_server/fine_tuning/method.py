@@ -51,7 +51,10 @@ def plan_training(request: FineTuningJobRequest, job_id: str, settings: FineTuni
     if method and any((kind == "reft" and method.supervised, kind == "supervised" and method.reft, method.model_extra)):
         raise InvalidRequestError(f"A method of type {kind!r} has no field but {kind!r}", param="method")
     reft = (method.reft if method else None) or ReftMethod()
-    openai = (method.supervised.hyperparameters if method and method.supervised else None) or request.hyperparameters
+    openai = method.supervised.hyperparameters if method and method.supervised else None
+    if openai is not None and request.hyperparameters is not None:
+        raise InvalidRequestError("Send method.supervised.hyperparameters alone", param="hyperparameters")
+    openai = openai or request.hyperparameters
     chosen = _chosen(request, reft, openai) if kind == "reft" else _from_openai(openai)
     chosen = {"prefix_cache_mb": min(_DEFAULTS.prefix_cache_mb, settings.max_memory_bytes // 4 // 10**6)} | chosen
     chosen |= {"save_every": settings.checkpoint_steps}

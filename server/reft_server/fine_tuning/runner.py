@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from reft_client.types import FineTuningError, TrainedIntervention
 from reft_interventions.errors import InterventionBaseMismatchError
-from reft_interventions.training.cli import checkpoint_path
 from reft_server.errors import ReftError, TrainingMemoryError, TrainingProcessError, TrainingTimeError
 from reft_server.registry import Registry
 
@@ -109,6 +108,7 @@ class Runner:
         if run is None or run.task is None:
             await self._jobs.update(job_id, status="cancelled", finished_at=time.time())
             await self._jobs.note(job_id, "The job was cancelled.")
+            await asyncio.to_thread(self._jobs.folder(job_id).clear)
             return
         run.end("cancel")
         await asyncio.shield(run.task)
@@ -180,9 +180,9 @@ class Runner:
         while process.status is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(run.stop.wait(), _POLL_S)
+            await self._note_progress(record, run)
             if run.stop.is_set():
                 raise _StoppedError
-            await self._note_progress(record, run)
             if process.rss_bytes > self._settings.max_memory_bytes:
                 raise TrainingMemoryError(
                     f"Training took more than {self._settings.max_memory_bytes} bytes of memory; lower batch_size, "
@@ -235,8 +235,6 @@ class Runner:
             result_file=result.id,
             trained_tokens=num_tokens,
         )
-        folder.output.unlink(missing_ok=True)
-        folder.progress.unlink(missing_ok=True)
 
     def _write_arguments(self, record: JobRecord, folder: JobFolder) -> list[str]:
         """`reft-train`'s. Data files are named relative to their folder, which no message needs to tell."""
@@ -253,7 +251,7 @@ class Runner:
             arguments += ["--eval-data", files.path(files.get(record.validation_file, record.owner)).name]
         if record.recipe is not None:
             arguments += ["--recipe", record.recipe]
-        if checkpoint_path(folder.output).is_file():
+        if folder.checkpoint.is_file():
             arguments.append("--resume")
         return arguments
 
@@ -267,11 +265,12 @@ class Runner:
     ) -> None:
         """Note it first: whoever sees the status sees the last event too."""
         await self._jobs.note(job_id, message, level="error" if status == "failed" else "info")
-        checkpoint_path(self._jobs.folder(job_id).output).unlink(missing_ok=True)
         try:
             await self._jobs.update(job_id, status=status, finished_at=time.time(), **changes)
         except ReftError as error:
             logger.error("fine_tuning_record_lost job=%s reason=%s", job_id, error.message)
+            return
+        await asyncio.to_thread(self._jobs.folder(job_id).clear)
         logger.info("fine_tuning_ended job=%s status=%s", job_id, status)
 
 

@@ -81,7 +81,9 @@ class FineTuning:
             logger.warning("fine_tuning_unavailable folder=%s reason=%s", self._folder, error.strerror)
             return
         for record in self._jobs.all():
-            if record.status == "running":
+            if record.has_ended:
+                self._jobs.folder(record.id).clear()
+            elif record.status == "running":
                 await self._take_up(record)
         self._runner.dispatch()
 

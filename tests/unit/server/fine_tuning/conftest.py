@@ -33,6 +33,7 @@ QUICK = {"layers": "1", "positions": "l1", "low_rank_dimension": 2, "epochs": 2,
 class Lab:
     """Makes services over one folder and one store, as one server after another."""
 
+    vocab_size = len(byte_level_tokenizer())
     root: Path
     base: TrainingBase
     spec: BaseModelSpec
@@ -64,13 +65,13 @@ async def upload(tuning: FineTuning, rows: Any = ROWS, name: str = "rows.jsonl")
     return await tuning.files.add(path, name)
 
 
-def job_request(file: FileRecord, hyperparameters: dict[str, Any] | None = None, **fields: Any) -> FineTuningJobRequest:
+def job_request(file: FileRecord, options: dict[str, Any] | None = None, **fields: Any) -> FineTuningJobRequest:
     """A small job on `file`."""
-    method = {"type": "reft", "reft": {"name": "echo", "hyperparameters": QUICK | (hyperparameters or {})}}
+    method = {"type": "reft", "reft": {"name": "echo", "hyperparameters": QUICK | (options or {})}}
     return FineTuningJobRequest.model_validate({"model": "base", "training_file": file.id, "method": method} | fields)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 240.0) -> None:
     """Wait until `condition` holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():

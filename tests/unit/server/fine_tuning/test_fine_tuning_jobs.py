@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 
 from reft_interventions import load
-from tests.unit.server.fine_tuning.conftest import Lab, ended, job_request, run, upload
+from tests.unit.server.fine_tuning.conftest import ROWS, Lab, ended, job_request, run, until, upload
 
 
-def test_job_trains_and_stores_its_set(lab: Lab) -> None:
+def test_job_trains_and_stores_its_set_beside_one_that_the_trainer_refuses(lab: Lab) -> None:
     async def scenario() -> None:
-        async with lab.running() as (tuning, registry):
+        async with lab.running(max_running=2) as (tuning, registry):
+            wrong = await upload(tuning, [*ROWS, {"messages": [{"role": "assistant", "content": "My secret"}] * 2}])
+            refused = await tuning.create_job(job_request(wrong), "acme/tiny")
             data, held_out = await upload(tuning), await upload(tuning, [{"prompt": "m is", "completion": " mm"}])
             request = job_request(data, {"patience": 1}, validation_file=held_out.id, seed=7, metadata={"team": "a"})
             created = await tuning.create_job(request, "acme/tiny")
@@ -38,11 +40,13 @@ def test_job_trains_and_stores_its_set(lab: Lab) -> None:
             assert messages[1] == "New fine-tuned model created: echo@1"
             assert messages[0] == "The job has successfully completed"
             folder = tuning.jobs.folder(created.id)
-            assert {path.name for path in folder.root.iterdir()} <= {
-                "job.json",
-                "events.jsonl",
-                "options.json",
-                "stderr.txt",
-            }
+            kept = {"job.json", "events.jsonl", "options.json", "stderr.txt"}
+            await until(lambda: {path.name for path in folder.root.iterdir()} == kept)
+            failed = await ended(tuning, refused.id)
+            assert failed.error is not None
+            assert (failed.error.code, failed.error.param) == ("invalid_training_file", "training_file")
+            assert f"{wrong.id}.jsonl line 13" in failed.error.message
+            assert "secret" not in failed.error.message
+            assert str(lab.root) not in failed.error.message
 
     run(scenario())
