@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYREFT_STAMP := .venv-pyreft/.installed
 
 # Passed through to the server: make serve MODEL=... PORT=... HOST=... ARGS='--log-level debug'
 MODEL ?=
@@ -16,7 +17,7 @@ SERVE_FLAGS := $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install model serve check format test bench train-examples docker clean
+.PHONY: help install model serve check format test test-pyreft bench train-examples docker clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +50,17 @@ format: $(STAMP)  ## Repair lint and formatting
 test: $(STAMP) model  ## Run every test (TESTS= ARGS=)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TESTS) $(ARGS)
 
+$(PYREFT_STAMP): tests/pyreft/requirements.txt tests/pyreft/requirements-no-deps.txt
+	@$(PYTHON) -m venv .venv-pyreft
+	.venv-pyreft/bin/python -m pip install --disable-pip-version-check -r tests/pyreft/requirements.txt
+	.venv-pyreft/bin/python -m pip install --disable-pip-version-check --no-deps -r tests/pyreft/requirements-no-deps.txt
+	@touch $(PYREFT_STAMP)
+
+test-pyreft: $(STAMP) $(PYREFT_STAMP)  ## Compare with pyreft itself, in an environment of its own
+	.venv-pyreft/bin/python tests/pyreft/make_fixtures.py .venv-pyreft/fixtures
+	REFT_TEST_PYREFT_FIXTURES=$(CURDIR)/.venv-pyreft/fixtures REFT_TEST_PYREFT_PYTHON=$(CURDIR)/.venv-pyreft/bin/python \
+		$(BIN)/python -m pytest tests/parity/test_pyreft_parity.py tests/pyreft/live_check.py $(ARGS)
+
 bench: $(STAMP) model  ## Measure this machine, and other servers that ARGS= names (ARGS=--help)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
@@ -59,4 +71,4 @@ docker:  ## Build the CPU image
 	docker build -f docker/Dockerfile -t reft-serve .
 
 clean:  ## Remove the environment and the caches of the tools (not the model)
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-pyreft *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

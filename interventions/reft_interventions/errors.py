@@ -86,6 +86,18 @@ class UnsupportedComponentError(InterventionError):
     code = "unsupported_component"
 
 
+class InterventionImportError(InterventionError):
+    """A foreign checkpoint can't be read, can't be expressed in our format, or does not record what we need."""
+
+    code = "intervention_import_failed"
+
+
+class InterventionExportError(InterventionError):
+    """The set can't be expressed in the other library's format."""
+
+    code = "intervention_export_failed"
+
+
 class InvalidInterventionNameError(InterventionError):
     """A name, version or reference that breaks the naming rules."""
 

@@ -14,11 +14,11 @@ from .errors import InterventionBaseMismatchError, InterventionShapeError, Inter
 from .intervention_set import InterventionSet
 from .manifest import InterventionSpec
 
-_ORTHONORMAL_TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
+ORTHONORMAL_TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
     # Largest |RᵀR - I|. 16-bit storage rounds each entry by 2⁻⁹ (bfloat16) or 2⁻¹² (float16) of itself.
     {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 )
-_COLLAPSED_NORM = 0.5
+COLLAPSED_NORM = 0.5
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ def check_values(intervention_set: InterventionSet) -> None:
 def _check_rotation(name: str, rotation: Tensor) -> None:
     columns = rotation.to(torch.float64)  # [hidden_size, low_rank_dimension]
     smallest = float(columns.norm(dim=0).min())
-    if smallest < _COLLAPSED_NORM:
+    if smallest < COLLAPSED_NORM:
         raise InterventionValueError(
             f"{name} has collapsed: a column has norm {smallest:.3g} instead of 1 (weight decay on it does this)",
             param=name,
         )
     gram = columns.T @ columns
     error = float((gram - torch.eye(gram.shape[0], dtype=torch.float64)).abs().max())
-    if error > _ORTHONORMAL_TOLERANCE[rotation.dtype]:
+    if error > ORTHONORMAL_TOLERANCE[rotation.dtype]:
         raise InterventionValueError(
             f"{name} must have orthonormal columns, but |RᵀR - I| reaches {error:.3g}; store the materialised R, "
             "not the raw tensor of an orthogonal parametrization",

@@ -13,6 +13,7 @@ from ..retry import RetryPolicy
 from ..sync_client import ReftClient
 from .failure import describe
 from .parser import build_parser
+from .plugins import find_plugin
 from .terminal import Terminal
 
 __all__ = ["main"]
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None, *, transport: httpx.BaseTransport | 
         if isinstance(stream, io.TextIOWrapper):  # an answer may hold what the locale can't show
             stream.reconfigure(errors="replace")
     try:
+        plugin = find_plugin(argv)
+        if plugin is not None:
+            return plugin.run(terminal)
         args = build_parser().parse_args(argv)
         # A person waits at the prompt: a server that is down should be reported within a second.
         retry = RetryPolicy(max_retries=2)

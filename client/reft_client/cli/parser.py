@@ -10,6 +10,7 @@ from typing import Any
 
 from ..connection import DEFAULT_URL
 from . import generation, resources
+from .plugins import add_plugins
 from .reference import OfIntervention, parse_reference, parse_subspaces
 
 __all__ = ["build_parser"]
@@ -112,6 +113,7 @@ examples:
     _add_generation(commands)
     _add_interventions(commands)
     _add(commands, "models", "list the models that a request may name", resources.models, "reft models --json")
+    add_plugins(commands)
     _add(commands, "health", "say whether the server is up and takes requests", resources.health, "reft health")
     return parser
 

@@ -55,6 +55,8 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
         interventions.InterventionSubspaceError: 400,
         interventions.InterventionSourceError: 400,
         interventions.UnsupportedComponentError: 422,
+        interventions.InterventionImportError: 422,
+        interventions.InterventionExportError: 422,
         interventions.InvalidInterventionNameError: 400,
         interventions.InterventionNotFoundError: 404,
         interventions.InterventionConflictError: 409,
