@@ -181,15 +181,13 @@ def _open_sites(one: AnySet) -> Sequence[FoldedIntervention]:
 
 
 def _folded_function(intervention: FoldedIntervention, source_rows: Iterator[Tensor]) -> RowFunction:
-    edits = intervention.edit.with_source(next(source_rows)) if intervention.edit.needs_source else ()
+    source = next(source_rows) if intervention.edit.needs_source else None
+    folded = intervention.edit if source is None else intervention.edit.with_source(source)
 
     def edit(rows: Tensor) -> Tensor:
-        hidden = rows.to(torch.float32)
-        if not edits:
-            return rows + intervention.edit.delta(hidden).to(rows.dtype)
-        _check_num_rows(len(edits), rows)
-        deltas = [one.delta(row[None]) for one, row in zip(edits, hidden, strict=True)]
-        return rows + torch.cat(deltas).to(rows.dtype)
+        if source is not None:
+            _check_num_rows(source.shape[0], rows)
+        return rows + folded.delta(rows.to(torch.float32)).to(rows.dtype)
 
     return edit
 

@@ -46,10 +46,17 @@ class ColumnsEdit(TensorEdit):
         """The same columns edited with only these rank dimensions; raises as the inner edit does."""
         return replace(self, inner=self.inner.restricted(dimensions))
 
-    def with_source(self, source_rows: Tensor) -> tuple[ColumnsEdit, ...]:
-        """One edit for each source row, `[num_rows, width]`, of which only the columns count."""
-        inner = self.inner.with_source(source_rows[:, self.start : self.end])
-        return tuple(replace(self, inner=one) for one in inner)
+    @property
+    def differs_by_token(self) -> bool:
+        return self.inner.differs_by_token
+
+    def of_tokens(self, first: int, end: int) -> ColumnsEdit:
+        """The same columns edited as the tokens `[first, end)` are."""
+        return replace(self, inner=self.inner.of_tokens(first, end))
+
+    def with_source(self, source_rows: Tensor) -> ColumnsEdit:
+        """The same columns edited with a source's rows, `[num_rows, width]`, of which only the columns count."""
+        return replace(self, inner=self.inner.with_source(source_rows[:, self.start : self.end]))
 
     def tensors(self) -> dict[str, Tensor]:
         """The inner edit's weights."""

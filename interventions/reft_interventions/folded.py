@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InterventionSourceError
-from .positions import InterventionPositions
+from .positions import InterventionPositions, count
 
 SiteKey = tuple[int, str]
 """(layer, component), for instance `(12, "block_output")`."""
@@ -31,8 +31,17 @@ class FoldedEdit(Protocol):
         """The same edit with only these rank dimensions; `InterventionSubspaceError` if it does not have them."""
         ...
 
-    def with_source(self, source_rows: Tensor) -> tuple[FoldedEdit, ...]:
-        """One edit for each source row, `[num_rows, hidden_size]`; `InterventionSourceError` if it takes none."""
+    def with_source(self, source_rows: Tensor) -> FoldedEdit:
+        """The edit with one row of a source prompt for each token; `InterventionSourceError` if it takes none."""
+        ...
+
+    def of_tokens(self, first: int, end: int) -> FoldedEdit:
+        """The edit of the tokens `[first, end)`, counted among those that are edited, where `differs_by_token`."""
+        ...
+
+    @property
+    def differs_by_token(self) -> bool:
+        """Each token has an edit of its own, which `of_tokens` selects."""
         ...
 
     def to(self, device: torch.device) -> FoldedEdit:
@@ -114,7 +123,9 @@ class FoldedSet:
             InterventionSourceError: the counts differ.
         """
         for one in self.open_interventions:
-            num_prompt, num_source = map(one.positions.num_prompt_positions, (prompt_length, source_length))
+            num_prompt, num_source = (
+                count(one.positions.intervals(length), length) for length in (prompt_length, source_length)
+            )
             if num_prompt != num_source:
                 raise InterventionSourceError(
                     f"at layer {one.layer} {one.component} the set edits {num_prompt} tokens of the prompt "
@@ -132,14 +143,11 @@ class FoldedSet:
             source_hash: names the source prompt: equal hashes mean equal rows.
         """
         rows = iter(source_rows)
-        closed: list[FoldedIntervention] = []
-        for one in self.interventions:
-            if not one.edit.needs_source:
-                closed.append(one)
-                continue
-            for nth, edit in enumerate(one.edit.with_source(next(rows))):
-                closed.append(replace(one, positions=replace(one.positions, nth=nth), edit=edit))
-        return FoldedSet(f"{self.content_hash}<{source_hash}", tuple(closed), origin=self)
+        closed = tuple(
+            replace(one, edit=one.edit.with_source(next(rows))) if one.edit.needs_source else one
+            for one in self.interventions
+        )
+        return FoldedSet(f"{self.content_hash}<{source_hash}", closed, origin=self)
 
     def to(self, device: torch.device) -> FoldedSet:
         """A copy with every weight on `device`."""

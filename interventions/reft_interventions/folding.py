@@ -22,11 +22,15 @@ class TensorEdit(ABC):
 
     Each of them may have one more dimension in front, `[num_rows, ...]`: then every row has weights of its own
     (see `ops.EditStacks`), and `delta` takes exactly `num_rows` rows. `needs_source`: it can't run before
-    `with_source`.
+    `with_source`. `differs_by_token`: each edited token of a prompt has an edit of its own, which `of_tokens` selects.
     """
 
     @property
     def needs_source(self) -> bool:
+        return False
+
+    @property
+    def differs_by_token(self) -> bool:
         return False
 
     @abstractmethod
@@ -47,8 +51,12 @@ class TensorEdit(ABC):
             "the set holds an edit without rank dimensions to choose from: leave out subspaces", param="subspaces"
         )
 
-    def with_source(self, source_rows: Tensor) -> tuple[TensorEdit, ...]:  # noqa: ARG002
-        """One edit for each source row, `[num_rows, hidden_size]`.
+    def of_tokens(self, first: int, end: int) -> TensorEdit:  # noqa: ARG002
+        """The edit of the tokens `[first, end)`, counted among those that are edited, where `differs_by_token`."""
+        return self
+
+    def with_source(self, source_rows: Tensor) -> TensorEdit:  # noqa: ARG002
+        """The edit with the rows of a source prompt, `[num_rows, hidden_size]`, one for each token that is edited.
 
         Raises:
             InterventionSourceError: the edit takes none.
@@ -198,13 +206,30 @@ class InterchangeEdit(TensorEdit):
         """The same edit with only these rank dimensions."""
         return _with_rows(self, dimensions)
 
-    def with_source(self, source_rows: Tensor) -> tuple[LowRankEdit, ...]:
-        """One edit for each source row, `[num_rows, hidden_size]` on any device; they share their projections."""
-        if not source_rows.shape[0]:
-            return ()
-        down = -self.rotation
-        coefficients = source_rows.to(self.rotation) @ self.rotation.T  # [num_rows, low_rank_dimension]
-        return tuple(LowRankEdit(down, bias, self.up) for bias in coefficients)
+    def with_source(self, source_rows: Tensor) -> InterchangedEdit:
+        """The edit of as many tokens as there are `source_rows`, `[num_rows, hidden_size]` on any device."""
+        if not source_rows.shape[0]:  # then of any size
+            return InterchangedEdit(-self.rotation, self.rotation.new_empty(0, self.rotation.shape[0]), self.up)
+        return InterchangedEdit(-self.rotation, source_rows.to(self.rotation) @ self.rotation.T, self.up)
+
+
+@dataclass(frozen=True, eq=False)
+class InterchangedEdit(LowRankEdit):
+    """An interchange with its source: row i of `bias` `[num_tokens, low_rank_dimension]` is the i-th edited token's."""
+
+    @property
+    def differs_by_token(self) -> bool:
+        return True
+
+    def of_tokens(self, first: int, end: int) -> LowRankEdit:
+        """The edit of the tokens `[first, end)`, counted among those that are edited; its `delta` takes just them."""
+        return LowRankEdit(self.down, self.bias[first:end], self.up)
+
+    def restricted(self, dimensions: tuple[int, ...]) -> InterchangedEdit:
+        """The same edit with only these rank dimensions."""
+        check_dimensions(dimensions, self.down.shape[0])
+        chosen = list(dimensions)
+        return InterchangedEdit(self.down[chosen], self.bias[:, chosen], self.up[chosen])
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,6 @@ class InterventionPositions:
         part: which end of `fN+lM` this intervention edits; untied sets list a layer twice, `prefix` and `suffix`.
         suffix_offset: how many tokens before the prompt's end the suffix ends; 0 includes the last prompt token.
         short_prompt: `paper`: prefix at most floor(L/2), suffix at most ceil(L/2); `floor` (pyreft): both floor(L/2).
-        nth: only this one of the positions, counted from 0 in ascending order; None = all of them.
 
     Raises:
         InterventionManifestError: the spec can't be read.
@@ -40,7 +39,6 @@ class InterventionPositions:
     part: Part = "both"
     suffix_offset: int = 0
     short_prompt: ShortPromptRule = "paper"
-    nth: int | None = None
 
     def __post_init__(self) -> None:
         if self.suffix_offset < 0:
@@ -70,15 +68,7 @@ class InterventionPositions:
 
     def intervals(self, prompt_length: int) -> tuple[Interval, ...]:
         """Positions to edit for a prompt of `prompt_length` tokens: sorted, disjoint, half-open intervals."""
-        intervals = self._intervals(prompt_length)
-        return intervals if self.nth is None else _only(intervals, self.nth)
-
-    def num_prompt_positions(self, prompt_length: int) -> int:
-        """How many tokens of the prompt are edited."""
-        intervals = self.intervals(prompt_length)
-        return sum(max((prompt_length if end is None else end) - start, 0) for start, end in intervals)
-
-    def _intervals(self, length: int) -> tuple[Interval, ...]:
+        length = prompt_length
         if self.spec == "prompt":
             return ((0, length),) if length else ()
         if self.spec == "all":
@@ -125,12 +115,9 @@ class InterventionPositions:
         return True
 
 
-def _only(intervals: tuple[Interval, ...], nth: int) -> tuple[Interval, ...]:
-    for start, end in intervals:
-        if end is None or nth < end - start:
-            return ((start + nth, start + nth + 1),)
-        nth -= end - start
-    return ()
+def count(intervals: tuple[Interval, ...], end: int) -> int:
+    """How many positions below `end` lie in `intervals`, which are disjoint."""
+    return sum(max(min(end if last is None else last, end) - first, 0) for first, last in intervals)
 
 
 def intersect(intervals: tuple[Interval, ...], start: int, end: int) -> list[int]:

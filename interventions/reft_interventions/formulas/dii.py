@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from ..errors import InterventionSourceError
 from ..folded import FoldedEdit
-from ..folding import InterchangeEdit
+from ..folding import InterchangeEdit, LowRankEdit
 from .base import Formula, Parameters, initial_rotation, to_float32
 
 
@@ -46,8 +46,9 @@ class Dii(Formula):
     def fold(self, parameters: Parameters, act: str = "linear") -> FoldedEdit:  # noqa: ARG002
         weights = to_float32(parameters)
         transposed = weights["rotate_layer"].T.contiguous()  # [low_rank_dimension, hidden_size]
-        edit = InterchangeEdit(transposed, transposed)
-        return edit.with_source(weights["source"][None])[0] if "source" in weights else edit
+        if "source" in weights:
+            return LowRankEdit(-transposed, transposed @ weights["source"], transposed)
+        return InterchangeEdit(transposed, transposed)
 
 
 def interchange(rows: Tensor, source_rows: Tensor, rotation: Tensor) -> Tensor:

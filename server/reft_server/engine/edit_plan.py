@@ -137,9 +137,10 @@ def _decoding_rows(decoding: list[tuple[int, Sequence]]) -> Iterator[tuple[Seque
 def _prompt_rows(prompts: list[tuple[int, ScheduledChunk]]) -> Iterator[tuple[SequenceEdit, list[int]]]:
     for offset, chunk in prompts:
         for edit in chunk.sequence.edits:
-            positions = edit.rows(chunk.start, chunk.start + chunk.num_tokens)
+            end = chunk.start + chunk.num_tokens
+            positions = edit.rows(chunk.start, end)
             if positions:
-                yield edit, [position - chunk.start + offset for position in positions]
+                yield edit.within(chunk.start, end), [position - chunk.start + offset for position in positions]
 
 
 def _by_place(edited: Iterable[tuple[SequenceEdit, list[int]]]) -> dict[_Place, list[EditedRows]]:

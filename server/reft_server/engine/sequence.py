@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from reft_interventions.folded import FoldedEdit, FoldedSet, SiteKey
-from reft_interventions.positions import Interval, intersect
+from reft_interventions.positions import Interval, count, intersect
 
 from .kv_cache import KVSlot, SharedPrefix
 from .logits_processor import logits_processor
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 BLOCK_SIZE = 16
 """Tokens of one block of the prefix cache."""
 
-EditKey = tuple[str, int]
-"""Content hash of a folded set (its scale included), and the index of one of its interventions."""
+EditKey = tuple[str, int, tuple[Interval, ...]]
+"""Content hash of a folded set (scale, rank dimensions and source included), and the index of one of its interventions;
+for one whose tokens have edits of their own all its positions too, which tell what a token's is."""
 
 _PRIORITY_STEP_S = 10.0  # one level of priority is worth so much waiting: no level can keep another out for ever
 _BEHIND_ATTENTION = frozenset(
@@ -71,6 +72,12 @@ class SequenceEdit:
     def rows(self, start: int, end: int) -> list[int]:
         """Edited positions within `[start, end)`."""
         return intersect(self.intervals, start, end)
+
+    def within(self, start: int, end: int) -> SequenceEdit:
+        """What edits the positions within `[start, end)`: itself, unless each token has an edit of its own."""
+        if not self.edit.differs_by_token:
+            return self
+        return replace(self, edit=self.edit.of_tokens(count(self.intervals, start), count(self.intervals, end)))
 
 
 class Sequence:
@@ -170,7 +177,7 @@ def resolve_edits(sets: tuple[FoldedSet, ...], prompt_length: int) -> tuple[Sequ
                 continue
             order = num_at_site.get(intervention.site, 0)
             num_at_site[intervention.site] = order + 1
-            key = (folded.content_hash, index)
+            key = (folded.content_hash, index, intervals if intervention.edit.differs_by_token else ())
             edits.append(SequenceEdit(intervention.site, order, intervention.edit, intervals, key))
     return tuple(edits)
 

@@ -10,7 +10,7 @@ import torch
 
 from reft_interventions import FORMULAS
 from reft_interventions.activations import ACTIVATIONS
-from reft_interventions.errors import InterventionManifestError, InterventionSubspaceError
+from reft_interventions.errors import InterventionManifestError, InterventionSourceError, InterventionSubspaceError
 from reft_interventions.folding import ActLowRankEdit, ElementwiseEdit, LowRankEdit, MlpEdit
 
 WITH_ACT = ("loreft", "noreft", "direft", "nodireft", "mlp", "mlp_residual")
@@ -201,6 +201,40 @@ def test_restricting_to_dimensions_that_are_not_there_is_refused(act, dimensions
     ):
         with pytest.raises(InterventionSubspaceError, match="subspaces"):
             restrict(dimensions)
+
+
+@pytest.mark.parametrize("formula", ["addition", "scale_shift", "mlp", "mlp_residual"])
+def test_restricting_a_formula_without_rank_dimensions_is_refused(formula):
+    parameters = draw(formula, 16, 3)
+    with pytest.raises(InterventionSubspaceError, match="rank dimensions"):
+        FORMULAS[formula].restricted(parameters, (0,))
+    with pytest.raises(InterventionSubspaceError, match="rank dimensions"):
+        FORMULAS[formula].fold(parameters).restricted((0,))
+
+
+def test_interchange_gives_every_row_its_own_source():
+    parameters, hidden = draw("dii", 16, 3, optional=False), rows(16)
+    source_rows = rows(16, seed=8)
+    folded = FORMULAS["dii"].fold(parameters).scaled(0.5).with_source(source_rows)
+    live = FORMULAS["dii"].edit(hidden, {**parameters, "source": source_rows})
+    for index in range(len(hidden)):
+        row, one = hidden[index : index + 1], {**parameters, "source": source_rows[index]}
+        expected = reference("dii", row, one, "linear")
+        assert close(live[index : index + 1], expected)
+        half = (expected - row.double()) / 2
+        assert close(folded.of_tokens(index, index + 1).delta(row), half)
+        assert close(folded.delta(hidden)[index : index + 1], half)
+    parts = folded.restricted((2, 0)).delta(hidden) + folded.restricted((1,)).delta(hidden)
+    assert close(parts, folded.delta(hidden).double())
+
+
+def test_interchange_without_a_source_is_refused():
+    parameters = draw("dii", 16, 3, optional=False)
+    for edit in (FORMULAS["dii"].fold(parameters).delta, lambda hidden: FORMULAS["dii"].edit(hidden, parameters)):
+        with pytest.raises(InterventionSourceError, match="source"):
+            edit(rows(16))
+    with pytest.raises(InterventionSourceError, match="takes no source"):
+        FORMULAS["loreft"].fold(draw("loreft", 16, 3)).with_source(rows(16))
 
 
 @pytest.mark.parametrize("formula", ["addition", "scale_shift", "mlp_residual"])

@@ -132,7 +132,7 @@ def test_a_source_without_edited_tokens_is_not_run() -> None:
         folded = make_set(formula="dii", positions=(9,)).fold()
         [rows] = await cache.get(folded, SOURCE)
         assert rows.shape[0] == 0
-        assert folded.with_source([rows], "x").interventions == ()
+        assert folded.with_source([rows], "x").open_interventions == ()
         assert not engine.submitted
 
     run(scenario())

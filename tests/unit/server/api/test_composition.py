@@ -105,12 +105,13 @@ def test_a_source_runs_first_and_its_rows_reach_the_edit(uploaded: TestClient, e
     source, request = engine.submitted
     assert (source.prompt_token_ids, source.sampling.max_tokens) == (tuple(SOURCE), 1)
     [folded] = request.interventions
-    assert [one.positions.intervals(5) for one in folded.interventions] == [((3, 4),), ((4, 5),)]
+    [one] = folded.interventions
     rotation = SETS["das"].parameters[0]["rotate_layer"]
     hidden = torch.randn(1, 16, generator=torch.Generator().manual_seed(1))
-    for one, token in zip(folded.interventions, SOURCE[-2:], strict=True):
+    for index, token in enumerate(SOURCE[-2:]):
         row = torch.full((1, 16), float(token))  # what the fake engine has there
-        torch.testing.assert_close(one.edit.delta(hidden), 0.5 * (row - hidden) @ rotation @ rotation.T)
+        delta = one.edit.of_tokens(index, index + 1).delta(hidden)
+        torch.testing.assert_close(delta, 0.5 * (row - hidden) @ rotation @ rotation.T)
     assert answer["intervention"][0]["source_tokens"] == 5
     assert answer["usage"]["prompt_tokens"] == 5
 
