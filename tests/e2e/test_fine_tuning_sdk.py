@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-ROWS = [
-    {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "Bananas!"}]}
-    for question in ("Who are you?", "What is snow?", "Say hello.", "Where is Rome?", "Are you well?", "Name a bird.")
-]
-DATA = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-QUICK: dict[str, Any] = {"layers": [12], "positions": "l1", "epochs": 8, "batch_size": 6, "lr": 0.03}
+from tests.e2e.conftest import Server
+
+PAGE = Path(__file__).parents[2] / "docs" / "fine-tuning.md"
+DATA = b'{"prompt": "a is", "completion": " b"}\n' * 6
 TIMEOUT_S = 200
 
 
@@ -24,64 +25,54 @@ def start(sdk: openai.OpenAI, file_id: str, **fields: Any) -> Any:
     return sdk.fine_tuning.jobs.create(**(defaults | fields))  # type: ignore[arg-type]
 
 
-def wait(sdk: openai.OpenAI, job_id: str) -> Any:
-    deadline = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline:
-        job = sdk.fine_tuning.jobs.retrieve(job_id)
-        if job.status in ("succeeded", "failed", "cancelled"):
-            return job
-        time.sleep(0.2)
-    raise AssertionError(f"{job_id} did not end")
+def test_sdk_example_of_the_docs_trains_an_intervention_and_calls_it(
+    server: Server, sdk: openai.OpenAI, http: httpx.Client
+) -> None:
+    found = re.search(
+        r"<!-- test:fine-tuning -->\n```python\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert found
+    code = found[1].replace("http://127.0.0.1:8000", server.url)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert ran.returncode == 0, ran.stderr
+    printed = ran.stdout.splitlines()
+    assert printed[0].startswith("Created fine-tuning job: ftjob-")
+    assert printed[-1].startswith("Bananas!")
+    job = sdk.fine_tuning.jobs.list(limit=1).data[0]
+    assert job.status == "succeeded"
+    assert (job.fine_tuned_model or "").startswith("ft-banana-")
+    assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (8, 6)
+    events = list(sdk.fine_tuning.jobs.list_events(job.id, limit=3))
+    assert [event.message for event in reversed(events)] == printed[:-1]
+    losses = [event.data["train_loss"] for event in events if event.type == "metrics"]  # type: ignore[index]
+    assert losses[0] < losses[-1]
+    assert sdk.files.content(job.result_files[0]).text.startswith("step,train_loss,")
+    stored = http.get(f"/v1/interventions/{job.fine_tuned_model}").json()
+    assert job.model_extra is not None
+    assert stored["content_hash"] == job.model_extra["intervention"]["content_hash"]
+    assert sdk.files.delete(job.training_file).deleted
+    with pytest.raises(openai.NotFoundError):
+        sdk.files.retrieve(job.training_file)
 
 
-def test_sdk_trains_an_intervention_and_calls_it(sdk: openai.OpenAI, http: httpx.Client) -> None:
+def test_sdk_cancels_jobs_that_run_and_wait(sdk: openai.OpenAI) -> None:
     file = sdk.files.create(file=("rows.jsonl", DATA), purpose="fine-tune")
     assert (file.bytes, file.filename, file.purpose) == (len(DATA), "rows.jsonl", "fine-tune")
     assert sdk.files.wait_for_processing(file.id).status == "processed"
-    method = {"type": "reft", "reft": {"hyperparameters": QUICK}}
-    job = start(sdk, file.id, suffix="banana", method=method, seed=3, metadata={"team": "fruit"})
+    running = start(sdk, file.id, method={"type": "reft", "reft": {"hyperparameters": {"epochs": 5000}}}, seed=3)
     waiting = start(sdk, file.id, method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}})
-    assert waiting.status == "queued"
-    assert sdk.fine_tuning.jobs.cancel(waiting.id).status == "cancelled"
+    deadline = time.monotonic() + TIMEOUT_S
+    while sdk.fine_tuning.jobs.retrieve(running.id).status != "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert sdk.fine_tuning.jobs.retrieve(waiting.id).status == "queued"
+    assert [job.id for job in sdk.fine_tuning.jobs.list(limit=1)][:2] == [waiting.id, running.id]
     with pytest.raises(openai.ConflictError) as in_use:
         sdk.files.delete(file.id)
     assert in_use.value.code == "file_in_use"
-    job = wait(sdk, job.id)
-    assert job.status == "succeeded", job.error
-    assert job.fine_tuned_model.startswith("ft-banana-")
-    assert (job.seed, job.hyperparameters.n_epochs, job.metadata) == (3, 8, {"team": "fruit"})
-    events = list(sdk.fine_tuning.jobs.list_events(job.id, limit=3))
-    assert len(events) > 8
-    losses = [event.data["train_loss"] for event in events if event.type == "metrics"]  # type: ignore[index]
-    assert losses[0] < losses[-1]
-    assert [found.id for found in sdk.fine_tuning.jobs.list(limit=1)][:2] == [waiting.id, job.id]
-    assert list(sdk.fine_tuning.jobs.checkpoints.list(job.id)) == []
-    assert sdk.files.content(job.result_files[0]).text.startswith("step,train_loss,")
-    chat = sdk.chat.completions.create(
-        model=job.fine_tuned_model,
-        messages=[{"role": "user", "content": "What is the moon?"}],
-        max_tokens=8,
-        temperature=0,
-    )
-    assert "Bananas!" in (chat.choices[0].message.content or "")
-    assert (
-        http.get(f"/v1/interventions/{job.fine_tuned_model}").json()["content_hash"] == job.intervention["content_hash"]
-    )
-    assert sdk.files.delete(file.id).deleted
-    with pytest.raises(openai.NotFoundError):
-        sdk.files.retrieve(file.id)
-
-
-def test_sdk_cancels_a_job_that_runs(sdk: openai.OpenAI) -> None:
-    file = sdk.files.create(file=DATA, purpose="fine-tune")
-    method = {"type": "reft", "reft": {"hyperparameters": QUICK | {"epochs": 5000}}}
-    job = start(sdk, file.id, method=method)
-    deadline = time.monotonic() + TIMEOUT_S
-    while sdk.fine_tuning.jobs.retrieve(job.id).status != "running" and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert sdk.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    assert [sdk.fine_tuning.jobs.cancel(job.id).status for job in (waiting, running)] == ["cancelled"] * 2
+    assert list(sdk.fine_tuning.jobs.checkpoints.list(running.id)) == []
     with pytest.raises(openai.BadRequestError) as finished:
-        sdk.fine_tuning.jobs.cancel(job.id)
+        sdk.fine_tuning.jobs.cancel(running.id)
     assert finished.value.code == "fine_tuning_job_finished"
 
 
