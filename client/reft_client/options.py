@@ -55,6 +55,7 @@ class CompletionOptions(GenerationOptions, total=False):
 
     max_tokens: int | None
     logprobs: int | None
+    echo: bool
 
 
 class ChatOptions(GenerationOptions, total=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -139,7 +140,7 @@ class FakeStream:
         sampling = self._request.sampling
         script = list(self._engine.script(self._request))
         ids = [*script, EOS][: sampling.max_tokens]
-        outputs = []
+        outputs = [] if ids else [TokenOutput(None, finish_reason="length")]
         for index, token_id in enumerate(ids):
             is_stop = index == len(script) or token_id in sampling.stop_token_ids
             is_last = is_stop or index == len(ids) - 1
@@ -147,7 +148,13 @@ class FakeStream:
             outputs.append(self._output(token_id, reason, is_stop_token=is_stop))
             if is_last:
                 break
-        return outputs
+        return [replace(outputs[0], prompt_tokens=self._prompt_tokens()), *outputs[1:]]
+
+    def _prompt_tokens(self) -> tuple[TokenOutput, ...]:
+        if self._request.sampling.num_prompt_logprobs is None:
+            return ()
+        first, *rest = self._request.prompt_token_ids
+        return (TokenOutput(first), *(self._output(token_id, None, is_stop_token=False) for token_id in rest))
 
     def _output(self, token_id: int, reason: str | None, *, is_stop_token: bool) -> TokenOutput:
         num_logprobs = self._request.sampling.num_logprobs

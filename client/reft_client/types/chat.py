@@ -36,6 +36,7 @@ _CHAT_UNSERVED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "chat_template_kwargs": ({},),
         "continue_final_message": (False,),
         "documents": ([],),
+        "echo": (False,),
         "function_call": ("none",),
         "functions": ([],),
         "modalities": (["text"],),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import Field, PlainValidator, StrictBool, ValidationInfo, field_validator
 
 from .base import Int, ResponseModel, check_text
 from .interventions import AppliedIntervention
@@ -42,12 +42,22 @@ class CompletionRequest(SamplingFields):
     """Continue one or several prompts.
 
     Args:
+        max_tokens: 0 only with `echo`: the prompt is read and nothing generated.
         logprobs: None = none; 0 = the chosen token's; k = also the k likeliest.
+        echo: the prompt comes before the answer; with `logprobs` its tokens too, the first one's being null.
     """
 
     prompt: PromptArgument
-    max_tokens: Annotated[Int, Field(ge=1)] = 16
+    echo: StrictBool = False
+    max_tokens: Annotated[Int, Field(ge=0)] = 16
     logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _nothing_to_generate_needs_echo(cls, value: int, info: ValidationInfo) -> int:
+        if value == 0 and not info.data.get("echo"):
+            raise ValueError("must be at least 1, or 0 with echo=true")
+        return value
 
     @property
     def prompts(self) -> tuple[str | list[int], ...]:
@@ -60,7 +70,7 @@ class CompletionRequest(SamplingFields):
 
 
 class CompletionLogprobs(ResponseModel):
-    """Parallel lists, one item per generated token; `text_offset` counts characters from the answer's start."""
+    """Parallel lists, one item per token of the text; `text_offset` counts characters from its start."""
 
     tokens: tuple[str, ...] = ()
     token_logprobs: tuple[float | None, ...] = ()

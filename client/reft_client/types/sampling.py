@@ -22,7 +22,6 @@ _COMMON_UNSERVED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         # OpenAI's
         "best_of": (1,),
-        "echo": (False,),
         "response_format": ({"type": "text"},),
         "suffix": ("",),
         # vLLM's

@@ -21,7 +21,7 @@ class Delta:
     """The next piece of one choice.
 
     Args:
-        tokens: the tokens of the answer's text, for logprobs; without EOS and stop tokens.
+        tokens: the tokens of the text, for logprobs; without EOS and stop tokens.
         text_offsets: characters of the answer before each of `tokens`.
         token_ids: every generated id, EOS and stop tokens too.
         num_cached_tokens: prompt tokens that were not computed again; in the choice's first piece.
@@ -72,7 +72,9 @@ class Choice:
         self._stops = StopStringFilter(plan.stop_strings)
         self._min_tokens = plan.requests[index].sampling.min_tokens
         self._num_tokens = 0
-        self._num_characters = 0
+        self._tokenization = context.tokenization
+        self._echo = plan.echoes[index]
+        self._num_characters = len(self._echo)
         self._started_at = self._last_token_at = time.monotonic()
         self._has_token = False
 
@@ -106,9 +108,9 @@ class Choice:
         return outputs
 
     def _delta(self, outputs: list[TokenOutput]) -> Delta:
-        text = ""
-        tokens: list[TokenOutput] = []
-        offsets: list[int] = []
+        text, self._echo = self._echo, ""
+        tokens = list(outputs[0].prompt_tokens)
+        offsets = self._tokenization.text_offsets([token.token_id or 0 for token in tokens], text)
         ids: list[int] = []
         finish_reason: str | None = None
         for output in outputs:

@@ -16,16 +16,21 @@ MIN_LOGPROB = -9999.0
 def completion_logprobs(
     tokens: Sequence[TokenOutput], text_offsets: Sequence[int], num_top: int, tokenization: Tokenization
 ) -> CompletionLogprobs:
-    """The parallel lists of `/v1/completions`; the chosen token is always among `top_logprobs`, as at OpenAI."""
+    """The parallel lists of `/v1/completions`; the chosen token is always among `top_logprobs`, as at OpenAI.
+
+    A token without a logprob, the first of a prompt, has null in their place.
+    """
     texts = [_text(token, tokenization) for token in tokens]
     tops = [
-        {tokenization.token_text(token_id): _finite(value) for token_id, value in token.top_logprobs}
+        None
+        if token.logprob is None
+        else {tokenization.token_text(token_id): _finite(value) for token_id, value in token.top_logprobs}
         | {text: _finite(token.logprob)}
         for token, text in zip(tokens, texts, strict=True)
     ]
     return CompletionLogprobs(
         tokens=tuple(texts),
-        token_logprobs=tuple(_finite(token.logprob) for token in tokens),
+        token_logprobs=tuple(None if token.logprob is None else _finite(token.logprob) for token in tokens),
         top_logprobs=tuple(tops) if num_top else None,
         text_offset=tuple(text_offsets),
     )

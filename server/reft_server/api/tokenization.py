@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,18 @@ class Tokenization:
         """Text of token ids, special tokens left out."""
         ids = list(token_ids)
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def text_offsets(self, token_ids: Sequence[int], text: str) -> list[int]:
+        """Where each of a text's tokens begins, in characters; special tokens that it leaves out take no room."""
+        offsets: list[int] = []
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        position = 0
+        for token_id in token_ids:
+            offsets.append(position)
+            piece = decoder.decode(self.token_bytes(token_id))
+            if token_id not in self._special_token_ids or text.startswith(piece, position):
+                position += len(piece)
+        return offsets
 
     def detokenizer(self) -> IncrementalDetokenizer:
         """A fresh one, for one answer."""

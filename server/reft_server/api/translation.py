@@ -24,6 +24,7 @@ class GenerationPlan:
         model: what the response calls the model.
         requests: one per choice, prompt-major: choice `i * n + j` is answer j to prompt i.
         num_choices_per_prompt: the request's `n`.
+        echoes: what each choice starts with: its prompt, or nothing.
         applied: the interventions, as resolved; the same for every choice.
     """
 
@@ -33,6 +34,7 @@ class GenerationPlan:
     requests: tuple[GenerationRequest, ...]
     num_choices_per_prompt: int
     stop_strings: tuple[str, ...]
+    echoes: tuple[str, ...]
     applied: tuple[AppliedIntervention, ...]
 
     @property
@@ -54,7 +56,13 @@ async def plan_completion(context: ApiContext, body: CompletionRequest) -> Gener
     ]
     max_tokens = body.max_tokens if "max_tokens" in body.model_fields_set else None
     sampling = _sampling(body, body.max_tokens, body.logprobs)
-    return await _plan(context, body, "cmpl", prompts, sampling, is_limit_given=max_tokens is not None)
+    if body.echo and (body.logprobs is not None or not body.max_tokens):
+        sampling = replace(sampling, num_prompt_logprobs=body.logprobs or 0)
+    plan = await _plan(context, body, "cmpl", prompts, sampling, is_limit_given=max_tokens is not None)
+    if not body.echo:
+        return plan
+    texts = [prompt if isinstance(prompt, str) else context.tokenization.decode(prompt) for prompt in body.prompts]
+    return replace(plan, echoes=tuple(text for text in texts for _ in range(body.n)))
 
 
 async def plan_chat(context: ApiContext, body: ChatCompletionRequest) -> GenerationPlan:
@@ -149,6 +157,7 @@ async def _plan(
         requests=requests,
         num_choices_per_prompt=body.n,
         stop_strings=body.stop_strings,
+        echoes=("",) * len(requests),
         applied=applied,
     )
 

@@ -95,8 +95,9 @@ class Batch:
 
     chunks: tuple[ScheduledChunk, ...]
     token_ids: list[int]
-    sampled_rows: list[int]  # rows of the flat batch whose logits are needed
+    sampled_rows: list[int]  # rows of the flat batch whose logits are needed: to sample, then to score prompts
     sampled_sequences: tuple[Sequence, ...]
+    scored: tuple[tuple[Sequence, int], ...]  # whose the rows after the sampled ones are, and how many
     edits: EditPlan
     device: torch.device
 
@@ -155,12 +156,20 @@ def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device, planne
     ordered = tuple(sorted(chunks, key=_layout_key))
     token_ids: list[int] = []
     sampled_rows: list[int] = []
+    scored_rows: list[int] = []
+    scored: list[tuple[Sequence, int]] = []
     for chunk in ordered:
+        scores = chunk.sequence.prompt_scores
+        positions = range(0) if scores is None else scores.positions(chunk.start, chunk.start + chunk.num_tokens)
+        if positions:
+            scored_rows += [len(token_ids) + position - chunk.start for position in positions]
+            scored.append((chunk.sequence, len(positions)))
         token_ids += chunk.sequence.token_ids[chunk.start : chunk.start + chunk.num_tokens]
         if chunk.is_sampled:
             sampled_rows.append(len(token_ids) - 1)
     sampled_sequences = tuple(chunk.sequence for chunk in ordered if chunk.is_sampled)
-    return Batch(ordered, token_ids, sampled_rows, sampled_sequences, planner.plan(ordered), device)
+    rows = sampled_rows + scored_rows
+    return Batch(ordered, token_ids, rows, sampled_sequences, tuple(scored), planner.plan(ordered), device)
 
 
 def _layout_key(chunk: ScheduledChunk) -> tuple[bool, int, int]:

@@ -8,6 +8,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
 import torch
 
@@ -19,6 +20,7 @@ from .edit_plan import EditPlanner
 from .kv_cache import KVCache
 from .placement import Placement
 from .prefix_cache import PrefixCache
+from .prompt_scores import score_prompts
 from .sampler import SampledToken, sample
 from .scheduler import ScheduledChunk, Scheduler
 from .self_test import run_self_test
@@ -228,7 +230,9 @@ class LocalEngine:
         try:
             batch = build_batch(chunks, self._model.kv_layout.device, self._edit_planner)
             logits = self._model.forward(batch)
-            tokens = sample(logits, batch.sampled_sequences) if batch.sampled_sequences else []
+            num_sampled = len(batch.sampled_sequences)
+            tokens = sample(logits[:num_sampled], batch.sampled_sequences) if num_sampled else []
+            scores = score_prompts(logits[num_sampled:], batch.scored)
         except Exception as error:
             if len(chunks) > 1:
                 logger.warning("step failed, running its %d sequences one by one error=%r", len(chunks), error)
@@ -240,20 +244,21 @@ class LocalEngine:
             self._finish(chunks[0].sequence, "error", EngineStepError(message), is_sound=False)
             return
         self._counters["steps"] += 1
+        for prompt_scores, outputs in scores:
+            prompt_scores.add(outputs)
         for chunk in chunks:
             self._scheduler.computed(chunk)
             if chunk.start < chunk.sequence.prompt_length:
                 self._counters["prompt_tokens"] += chunk.num_tokens
             if chunk.is_last and not chunk.is_sampled:
-                self._finish(chunk.sequence, "stop")
+                self._end_with_prompt(chunk.sequence)
         for sequence, token in zip(batch.sampled_sequences, tokens, strict=True):
             self._append(sequence, token)
 
     def _append(self, sequence: Sequence, token: SampledToken) -> None:
         """Add a sampled token to its sequence, and end it if that was the last."""
-        if not token.is_finite:
-            message = "the logits of this request are not finite: its intervention overflows on this prompt"
-            self._finish(sequence, "error", EngineStepError(message), is_sound=False)
+        if not token.is_finite or not sequence.has_finite_scores:
+            self._fail_not_finite(sequence)
             return
         sequence.token_ids.append(token.token_id)
         self._counters["generated_tokens"] += 1
@@ -265,13 +270,27 @@ class LocalEngine:
             reason = "stop"
         elif sequence.num_generated_tokens >= sampling.max_tokens:
             reason = "length"
-        num_cached = sequence.num_cached_tokens or 0 if sequence.num_generated_tokens == 1 else 0
-        output = TokenOutput(
-            token.token_id, token.logprob, token.top_logprobs, reason, is_stop_token, num_cached_tokens=num_cached
-        )
+        output = TokenOutput(token.token_id, token.logprob, token.top_logprobs, reason, is_stop_token)
+        if sequence.num_generated_tokens == 1:
+            num_cached = sequence.num_cached_tokens or 0
+            output = replace(output, num_cached_tokens=num_cached, prompt_tokens=sequence.prompt_tokens)
         self._outputs.setdefault(sequence, []).append(output)
         if reason is not None:
             self._scheduler.finish(sequence)
+
+    def _end_with_prompt(self, sequence: Sequence) -> None:
+        """End a sequence whose prompt is only read."""
+        if not sequence.has_finite_scores:
+            self._fail_not_finite(sequence)
+            return
+        reason: FinishReason = "stop" if sequence.request.captures else "length"
+        output = TokenOutput(None, finish_reason=reason, prompt_tokens=sequence.prompt_tokens)
+        self._outputs.setdefault(sequence, []).append(output)
+        self._scheduler.finish(sequence)
+
+    def _fail_not_finite(self, sequence: Sequence) -> None:
+        message = "the logits of this request are not finite: its intervention overflows on this prompt"
+        self._finish(sequence, "error", EngineStepError(message), is_sound=False)
 
     def _finish(
         self, sequence: Sequence, reason: FinishReason, error: ReftError | None = None, *, is_sound: bool = True

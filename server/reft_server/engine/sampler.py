@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .logprobs import Logprobs, pick_logprobs
 from .sequence import Sequence
 
 _NUM_CANDIDATES = 256  # likeliest tokens sorted first; rows whose nucleus is wider are sorted whole
-
-_Logprobs = tuple[float, tuple[tuple[int, float], ...]]
-"""A token's logprob, and (id, logprob) of the likeliest ones, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ def sample(logits: Tensor, sequences: tuple[Sequence, ...]) -> list[SampledToken
     if random_rows:
         chosen[random_rows] = _draw(logits[random_rows], [sequences[i] for i in random_rows])
     token_ids: list[int] = chosen.tolist()
-    found: dict[int, _Logprobs] = {}
+    found: dict[int, Logprobs] = {}
     if logprobs is not None:
         counts = [sequences[row].sampling.num_logprobs or 0 for row in with_logprobs]
         ids = [token_ids[row] for row in with_logprobs]
@@ -63,17 +59,6 @@ def sample(logits: Tensor, sequences: tuple[Sequence, ...]) -> list[SampledToken
         logprob, top_logprobs = found.get(row, (None, ()))
         tokens.append(SampledToken(token_id, logprob, top_logprobs, is_finite[row]))
     return tokens
-
-
-def pick_logprobs(logprobs: Tensor, token_ids: SequenceOf[int], counts: SequenceOf[int]) -> list[_Logprobs]:
-    """Of each row of `[num_rows, vocab_size]`: its token's logprob, and the `counts[row]` likeliest tokens."""
-    values, ids = logprobs.topk(max(counts), dim=-1)
-    chosen = logprobs.gather(1, torch.tensor(token_ids, device=logprobs.device)[:, None])[:, 0].tolist()
-    found: list[_Logprobs] = []
-    for row, (logprob, count) in enumerate(zip(chosen, counts, strict=True)):
-        top = zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True)
-        found.append((logprob if math.isfinite(logprob) else -1e9, tuple(top)))
-    return found
 
 
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:

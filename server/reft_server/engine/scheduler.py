@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from reft_server.errors import EngineOverloadedError, ReftError, RequestTimeoutError
 
 from .placement import Placement
+from .prompt_scores import MAX_ROWS
 from .sequence import Sequence
 from .settings import EngineSettings
 from .waiting import WaitingQueue
@@ -34,7 +35,7 @@ class ScheduledChunk:
     @property
     def is_sampled(self) -> bool:
         """Its last row's logits give the next token."""
-        return self.is_last and not self.sequence.request.captures
+        return self.is_last and self.sequence.is_generating
 
 
 @dataclass
@@ -45,6 +46,7 @@ class _Step:
     chunks: list[ScheduledChunk] = field(default_factory=list)
     prefill_tenant: str | None = None
     num_prefill_tokens: int = 0
+    num_scored_rows: int = 0
 
     def prefill_room(self, sequence: Sequence, waiting: WaitingQueue) -> int:
         """How many prompt tokens of this sequence the step may hold.
@@ -57,6 +59,13 @@ class _Step:
         if waiting.is_heavier_than_another(tenant):
             return max(min(self.budget, _YIELDING_PREFILL - self.num_prefill_tokens), 0)
         return self.budget
+
+    def score_room(self, sequence: Sequence) -> int:
+        """How many tokens of this sequence the step may hold, for the logits that its prompt's scores need."""
+        scores, room = sequence.prompt_scores, None
+        if scores is not None:
+            room = scores.max_tokens(sequence.num_computed_tokens, MAX_ROWS - self.num_scored_rows)
+        return self.budget if room is None else room
 
     def drop(self, sequence: Sequence) -> None:
         self.chunks = [chunk for chunk in self.chunks if chunk.sequence is not sequence]
@@ -180,9 +189,9 @@ class Scheduler:
                 return
             if sequence is not waiting:
                 running.remove(sequence)
-                if sequence in self.running and self._ensure_room(sequence, step):
+                if step.score_room(sequence) and sequence in self.running and self._ensure_room(sequence, step):
                     self._append(step, sequence, room)
-            elif self._waits_for_another(sequence):
+            elif not step.score_room(sequence) or self._waits_for_another(sequence):
                 skipped.add(sequence)
             elif self._admit(sequence, step):
                 self._append(step, sequence, room)
@@ -190,8 +199,11 @@ class Scheduler:
                 may_admit = False
 
     def _append(self, step: _Step, sequence: Sequence, room: int) -> None:
-        num_tokens = min(sequence.num_pending_tokens, room)
-        step.chunks.append(ScheduledChunk(sequence, sequence.num_computed_tokens, num_tokens))
+        start = sequence.num_computed_tokens
+        num_tokens = min(sequence.num_pending_tokens, room, step.score_room(sequence))
+        step.chunks.append(ScheduledChunk(sequence, start, num_tokens))
+        if sequence.prompt_scores is not None:
+            step.num_scored_rows += len(sequence.prompt_scores.positions(start, start + num_tokens))
         step.budget -= num_tokens
         tenant, is_prefill = sequence.request.tenant, sequence.num_pending_tokens > 1
         if is_prefill:

@@ -14,8 +14,9 @@ from reft_interventions.positions import Interval, count, intersect
 
 from .kv_cache import KVSlot, SharedPrefix
 from .logits_processor import logits_processor
+from .prompt_scores import PromptScores
 from .stream import NullStream, QueueStream
-from .types import GenerationRequest
+from .types import GenerationRequest, TokenOutput
 
 if TYPE_CHECKING:
     from .prefix_cache import Block
@@ -113,6 +114,8 @@ class Sequence:
         self.waits_for: tuple[Sequence, int] | None = None
         self.has_run = False
         self.random = random.Random(request.sampling.seed)
+        num_prompt_logprobs = request.sampling.num_prompt_logprobs
+        self.prompt_scores = None if num_prompt_logprobs is None else PromptScores(self.token_ids, num_prompt_logprobs)
         self.logits_processor = logits_processor(request.sampling, self.prompt_length, eos_token_ids)
         self.arrival_time_s = time.monotonic()
         self.order = (self.arrival_time_s + _PRIORITY_STEP_S * request.priority, next(_arrivals))
@@ -129,11 +132,28 @@ class Sequence:
     @property
     def max_num_tokens(self) -> int:
         """The most KV this sequence can need; the last token sampled is never computed."""
-        return self.prompt_length + self.sampling.max_tokens - 1
+        return self.prompt_length + max(self.sampling.max_tokens - 1, 0)
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether tokens follow the prompt: not where it is only read."""
+        return self.sampling.max_tokens > 0 and not self.request.captures
+
+    @property
+    def prompt_tokens(self) -> tuple[TokenOutput, ...]:
+        """The prompt's tokens with their logprobs, where they are asked for."""
+        return () if self.prompt_scores is None else tuple(self.prompt_scores.outputs)
+
+    @property
+    def has_finite_scores(self) -> bool:
+        """False where logits of the prompt held NaN or infinity."""
+        return self.prompt_scores is None or self.prompt_scores.is_finite
 
     @property
     def num_reusable_tokens(self) -> int:
-        """The most tokens whose K and V may come from a cache: one is left to compute, and all that are captured."""
+        """The most tokens whose K and V may come from a cache: one is left to compute, and all that are looked at."""
+        if self.prompt_scores is not None and not self.prompt_scores.is_complete:
+            return 0
         limit = len(self.token_ids) - 1
         return limit if self._first_captured is None else min(limit, self._first_captured)
 

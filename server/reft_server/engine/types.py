@@ -36,11 +36,13 @@ class SamplingParams:
     """How one request's tokens are chosen. `temperature` 0 is greedy.
 
     Args:
+        max_tokens: 0 only with `num_prompt_logprobs`: the prompt is scored and nothing is generated.
         top_k: keep the k likeliest tokens; 0 = all.
         top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
         seed: None draws one.
         num_logprobs: None = no logprobs; 0 = the chosen token's; n = also the n likeliest. Taken from the raw
             distribution, before temperature and truncation.
+        num_prompt_logprobs: the same for the prompt's own tokens; nothing of the prompt is then taken from a cache.
         stop_token_ids: end the sequence; the token itself is reported with `is_stop_token`.
         ignore_eos: the model's own EOS ids don't end the sequence.
         min_p: drop tokens whose probability is below this share of the likeliest one's; before `top_k` and `top_p`.
@@ -57,6 +59,7 @@ class SamplingParams:
     top_k: int = 0
     seed: int | None = None
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     min_p: float = 0.0
@@ -103,6 +106,8 @@ class TokenOutput:
     `token_id` is None only in a last event that carries no token (cancelled, error, the end of a capture).
     `is_stop_token` marks an EOS or stop token: counted, but not part of the text.
     `num_cached_tokens`: prompt tokens whose K and V were reused; in a request's first token only.
+    `prompt_tokens`: the prompt's tokens with their logprobs, where they were asked for; in a request's first output.
+    The first of them has no logprob.
     """
 
     token_id: int | None
@@ -112,6 +117,7 @@ class TokenOutput:
     is_stop_token: bool = False
     error: ReftError | None = None
     num_cached_tokens: int = 0
+    prompt_tokens: tuple[TokenOutput, ...] = ()
 
 
 @dataclass(frozen=True)

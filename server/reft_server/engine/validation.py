@@ -37,7 +37,7 @@ def validate_request(request: GenerationRequest, info: ModelInfo, kv_cache: KVCa
             f"({len(prompt)} in the prompt and max_tokens={max_tokens}); shorten one of them",
             param="max_tokens" if len(prompt) < info.max_model_len else "prompt",
         )
-    if not kv_cache.can_ever_fit(len(prompt) + max_tokens - 1):
+    if not kv_cache.can_ever_fit(len(prompt) + max(max_tokens - 1, 0)):
         raise PromptTooLongError(
             f"{len(prompt) + max_tokens} tokens can't fit the server's KV cache of {kv_cache.budget_bytes} bytes; "
             "shorten the prompt or max_tokens",
@@ -46,14 +46,15 @@ def validate_request(request: GenerationRequest, info: ModelInfo, kv_cache: KVCa
 
 
 def _validate_sampling(sampling: SamplingParams, info: ModelInfo) -> None:
-    logprobs, ids = sampling.num_logprobs, range(info.vocab_size)
+    logprobs, prompt_logprobs, ids = sampling.num_logprobs, sampling.num_prompt_logprobs, range(info.vocab_size)
     in_vocabulary = f"must be ids of the vocabulary, 0 to {info.vocab_size - 1}"
     checks = (
-        ("max_tokens", sampling.max_tokens >= 1, "must be at least 1"),
+        ("max_tokens", sampling.max_tokens >= (prompt_logprobs is None), "must be at least 1"),
         ("temperature", math.isfinite(sampling.temperature) and sampling.temperature >= 0, "must be 0 or more"),
         ("top_p", 0 < sampling.top_p <= 1, "must be above 0 and at most 1"),
         ("top_k", 0 <= sampling.top_k <= info.vocab_size, f"must be 0 (off) to {info.vocab_size}"),
-        ("logprobs", logprobs is None or 0 <= logprobs <= MAX_NUM_LOGPROBS, f"must be 0 to {MAX_NUM_LOGPROBS}"),
+        ("logprobs", 0 <= (logprobs or 0) <= MAX_NUM_LOGPROBS, f"must be 0 to {MAX_NUM_LOGPROBS}"),
+        ("logprobs", 0 <= (prompt_logprobs or 0) <= MAX_NUM_LOGPROBS, f"must be 0 to {MAX_NUM_LOGPROBS}"),
         ("min_p", 0 <= sampling.min_p <= 1, "must be 0 to 1"),
         ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "must be 0 to max_tokens"),
         ("presence_penalty", math.isfinite(sampling.presence_penalty), "must be a number"),

@@ -66,6 +66,7 @@ def refuse(client: TestClient, url: str, status: int, **kwargs: Any) -> dict[str
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [1]}, "stop"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"echo": "yes"}, "echo"),
         ({"min_p": 1.5}, "min_p"),
         ({"min_tokens": -1}, "min_tokens"),
         ({"presence_penalty": 2.5}, "presence_penalty"),

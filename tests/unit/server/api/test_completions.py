@@ -93,6 +93,48 @@ def test_completion_min_tokens_holds_for_stop_strings(
     assert text == "x STOP y "
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 1, 100])
+def test_completion_echo_puts_the_prompt_first(
+    client: TestClient, engine: FakeEngine, tokenizer: PreTrainedTokenizerFast, max_tokens: int, is_streamed: bool
+) -> None:
+    prompt, answer = "The caf\u00e9 \N{SEAT}", " is nice"
+    ids = script_text(engine, tokenizer, answer)[:max_tokens]
+    fields = {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": max_tokens}
+    if is_streamed:
+        choices = [chunk["choices"][0] for chunk in events(client, **fields)[:-1]]
+    else:
+        choices = [post(client, **fields)["choices"][0]]
+    text = "".join(choice["text"] for choice in choices)
+    assert text == prompt + tokenizer.decode(ids)
+    logprobs = {
+        name: [item for choice in choices for item in choice["logprobs"][name]] for name in choices[0]["logprobs"]
+    }
+    prompt_ids = engine.submitted[0].prompt_token_ids
+    assert len(logprobs["tokens"]) == len(prompt_ids) + len(ids)
+    assert (logprobs["token_logprobs"][0], logprobs["top_logprobs"][0]) == (None, None)
+    assert None not in logprobs["token_logprobs"][1:] + logprobs["top_logprobs"][1:]
+    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        assert token.startswith("bytes:") or text.startswith(token, offset)
+
+
+def test_completion_echo_of_token_ids_is_their_text(client: TestClient, tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("One two", "Three")]
+    choices = post(client, prompt=ids, echo=True, max_tokens=1, n=2)["choices"]
+    assert [choice["logprobs"] for choice in choices] == [None] * 4
+    starts = [tokenizer.decode([*one, one[0]]) for one in ids]
+    assert [choice["text"] for choice in choices] == [starts[0], starts[0], starts[1], starts[1]]
+
+
+def test_completion_echo_with_a_stop_string_in_the_prompt_goes_on(client: TestClient) -> None:
+    choice = post(client, prompt="One STOP", echo=True, stop="STOP")["choices"][0]
+    assert choice["text"] == "One STOPOne "
+
+
+def test_completion_usage_counts_no_echo(client: TestClient) -> None:
+    assert post(client, echo=True, max_tokens=0)["usage"]["completion_tokens"] == 0
+
+
 def test_completion_choices_are_prompt_major(client: TestClient, engine: FakeEngine) -> None:
     payload = post(client, prompt=["aa", "bb"], n=2, seed=1)
     assert [(choice["index"], choice["text"]) for choice in payload["choices"]] == [

@@ -72,6 +72,8 @@ def poisoned_set(value: float) -> FoldedSet:
         (request(1, top_p=0.0), InvalidRequestError, "top_p"),
         (request(1, top_p=1.5), InvalidRequestError, "top_p"),
         (request(1, top_k=129), InvalidRequestError, "top_k"),
+        (request(1, num_prompt_logprobs=21), InvalidRequestError, "logprobs"),
+        (request(1, max_tokens=-1, num_prompt_logprobs=1), InvalidRequestError, "max_tokens"),
         (request(1, min_p=1.1), InvalidRequestError, "min_p"),
         (request(1, max_tokens=3, min_tokens=4), InvalidRequestError, "min_tokens"),
         (request(1, presence_penalty=float("nan")), InvalidRequestError, "presence_penalty"),
