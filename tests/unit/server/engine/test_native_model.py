@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from reft_interventions import FoldedSet, InterventionSet
+from reft_interventions.components import COMPONENTS
 from reft_interventions.user_folders import default_cache_dir
 from reft_server.engine.batch import build_batch
 from reft_server.engine.edit_plan import EditPlanner
@@ -39,12 +41,18 @@ def tokens(length: int, seed: int = 0) -> list[int]:
     return torch.randint(1, 128, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def run_together(model: NativeModel, prompts: SequenceOf[list[int]]) -> list[Tensor]:
-    """The logits behind each prompt, all of them in one step."""
+def run_together(
+    model: NativeModel, prompts: SequenceOf[list[int]], interventions: tuple[FoldedSet, ...] = ()
+) -> list[Tensor]:
+    """The logits behind each prompt, all of them in one step; the interventions are the first one's."""
     cache = KVCache(model.kv_layout, budget_bytes=1 << 24, max_rows=len(prompts), max_tokens=256)
     sequences = [
-        Sequence(GenerationRequest("together", tuple(prompt), SamplingParams(max_tokens=1)), NullStream(), 4)
-        for prompt in prompts
+        Sequence(
+            GenerationRequest("together", tuple(prompt), SamplingParams(max_tokens=1), () if index else interventions),
+            NullStream(),
+            4,
+        )
+        for index, prompt in enumerate(prompts)
     ]
     for sequence in sequences:
         sequence.slot = cache.allocate(len(sequence.token_ids))
@@ -87,6 +95,38 @@ def test_edits_do_not_change_the_bits_of_other_rows(tiny_model: Any, make_set: A
     edited = run_alone(model, prompt, chunk_sizes=(10, 9, 1), interventions=(folded,))
     assert torch.equal(plain[:2], edited[:2])
     assert not torch.equal(plain[2], edited[2])
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("arch", ["llama", "qwen3"])
+def test_edit_anywhere_leaves_the_bits_of_its_neighbours(
+    component: str, arch: str, tiny_model: Any, make_set: Any, library: NativeLibrary
+) -> None:
+    """A step that stops at a site computes what a step in one go does, for 1 row of a tile and for many."""
+    model = native(library, tiny_model(arch))
+    edited, *others = [tokens(length, seed=length) for length in (9, 1, 2, 17, 40)]
+    folded = make_set(
+        tiny_model(arch),
+        {"component": component, "positions": "prompt"},
+        {"component": component, "layer": 3, "positions": "l2"},
+    ).fold()
+    first, *rest = run_together(model, [edited, *others], (folded,))
+    assert not torch.equal(first, run_alone(model, edited)[0])
+    for prompt, logits in zip(others, rest, strict=True):
+        assert torch.equal(run_alone(model, prompt)[0], logits)
+
+
+@pytest.mark.parametrize("weight_dtype", ["model", "bfloat16", "int8"])
+def test_edit_of_nothing_at_the_activation_changes_no_bit(
+    weight_dtype: Any, tiny_model: Any, make_set: Any, library: NativeLibrary
+) -> None:
+    """Activation and `up` apart, then multiplied, are the same numbers as in one go; with biases and scales, too."""
+    base = tiny_model("llama", mlp_bias=True, intermediate_size=67)
+    one = make_set(base, {"component": "mlp_activation", "formula": "addition", "positions": "all"})
+    zero = InterventionSet.create(one.manifest, [{"vector": torch.zeros(67)}]).fold()
+    model, prompt = native(library, base, weight_dtype=weight_dtype), tokens(25)
+    plain = run_alone(model, prompt, chunk_sizes=(23, 1, 1))
+    assert torch.equal(run_alone(model, prompt, chunk_sizes=(23, 1, 1), interventions=(zero,)), plain)
 
 
 def test_untied_head_and_embedding(tiny_model: Any, library: NativeLibrary) -> None:
