@@ -79,7 +79,7 @@ def import_parser() -> argparse.ArgumentParser:
     vectors.add_argument("--concept", type=int, metavar="I", help="which row of a dictionary")
     vectors.add_argument("--max-activation", type=float, metavar="A", help="of the concept (default: 1)")
     manifest = parser.add_argument_group("what the file says of itself")
-    manifest.add_argument("--name", default="", help="(default: the source's name)")
+    manifest.add_argument("--name", default="", help="(default: the output's name)")
     manifest.add_argument("--description", default="", help="one sentence for users")
     manifest.add_argument("--license", default="", help="SPDX id")
     manifest.add_argument("--prompt-template", help="how to write a prompt")
@@ -106,14 +106,22 @@ def _import(parsed: argparse.Namespace) -> None:
     if output.exists() and not force:
         raise InterventionImportError(f"{output} exists; --force replaces it, -o names another", param="output")
     format_name = values.pop("format")
-    options = ImportOptions(**{**values, "name": values["name"] or output.stem})
-    imported = import_checkpoint(source, options, format_name)
-    content_hash = save(imported.intervention_set, output)
+    imported = import_checkpoint(source, ImportOptions(**values), format_name)
+    intervention_set = _named(imported.intervention_set, output.stem)
+    content_hash = save(intervention_set, output)
     console = Console(highlight=False)
-    console.print(_summary(imported.intervention_set, imported.format))
+    console.print(_summary(intervention_set, imported.format))
     for note in imported.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     console.print(f"wrote {output} ({output.stat().st_size} bytes, {content_hash})", markup=False, soft_wrap=True)
+
+
+def _named(intervention_set: InterventionSet, name: str) -> InterventionSet:
+    """The set, with `name` if it has none."""
+    manifest = intervention_set.manifest
+    if manifest.name:
+        return intervention_set
+    return InterventionSet.create(manifest.model_copy(update={"name": name[:256]}), intervention_set.parameters)
 
 
 def _export(parsed: argparse.Namespace) -> None:

@@ -47,6 +47,7 @@ class Draft:
     positions: str | tuple[int, ...] | None = None
     short_prompt: ShortPromptRule = "paper"
     description: str = ""
+    subspaces: dict[str, tuple[int, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     missing: Missing = field(default_factory=Missing)
 
@@ -104,6 +105,7 @@ def assemble(draft: Draft, options: ImportOptions) -> ImportedSet:
         license=options.license,
         base_model=base,
         interventions=tuple(specs),
+        subspaces=draft.subspaces,
         prompt_template=options.prompt_template,
         training={"imported_from": draft.format},
     )

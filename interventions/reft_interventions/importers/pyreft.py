@@ -21,6 +21,7 @@ from .tensor_files import read_state_dict
 
 MANIFEST_FILE = "reft_manifest.json"
 _NESTED = "intervenable_model"
+_PARTITION = 7  # its place in a row of `representations`, which have 12 to 14 entries
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def read_pyreft(folder: Path, options: ImportOptions) -> Draft:
                 part=_part(entry.key, counts),
             )
         )
+    draft.subspaces = _subspaces(folder, draft)
     draft.notes += _notes(draft.edits, options, has_config=_is_config(folder / "config.json"))
     return draft
 
@@ -92,7 +94,7 @@ def _entries(folder: Path) -> list[_Entry]:
 
 def _rows(config: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
     """Key, type string and interchange dimension of each intervention."""
-    keys, types = _strings(config.get("sorted_keys")), _strings(config.get("intervention_types"))
+    keys, types = _strings(config.get("sorted_keys")), _strings(_types(config))
     types = types * len(keys) if len(types) == 1 else types  # one type may stand for all
     if not keys or len(keys) != len(types):
         raise InterventionImportError(
@@ -105,6 +107,34 @@ def _rows(config: Mapping[str, Any]) -> list[tuple[str, str, int | None]]:
     return list(zip(keys, types, known + [None] * (len(keys) - len(known)), strict=False))
 
 
+def _types(config: Mapping[str, Any]) -> Any:
+    """The type strings, under their name today or that of the first releases."""
+    return config.get("intervention_types", config.get("intervenable_interventions_type"))
+
+
+def _subspaces(folder: Path, draft: Draft) -> dict[str, tuple[int, ...]]:
+    """pyvene's `subspace_partition`, by the number of each part; only one that all interventions share can be kept."""
+    path = folder / "config.json"
+    rows = _read_config(path).get("representations") if _is_config(path) else None
+    is_known = isinstance(rows, list) and all(isinstance(row, list) and len(row) > _PARTITION for row in rows)
+    partitions = [row[_PARTITION] for row in rows] if is_known and isinstance(rows, list) else []
+    if not any(partitions):
+        return {}
+    parts = [_dimensions(part) for part in partitions[0]] if isinstance(partitions[0], list) else []
+    is_shared = all(partition == partitions[0] for partition in partitions)
+    if not parts or None in parts or not is_shared or not all(FORMULAS[e.formula].has_subspaces for e in draft.edits):
+        draft.notes.append("the subspace partition is left out: not one that all interventions share, or of other axes")
+        return {}
+    return {str(index): part for index, part in enumerate(parts) if part is not None}
+
+
+def _dimensions(part: Any) -> tuple[int, ...] | None:
+    """Two integers are a half-open range, anything else is a list of them; None = neither."""
+    if not isinstance(part, list) or not part or not all(type(value) is int for value in part):
+        return None
+    return tuple(range(*part)) if len(part) == 2 else tuple(part)
+
+
 def _strings(value: Any) -> list[str]:
     values = [value] if isinstance(value, str) else value
     return values if isinstance(values, list) and all(isinstance(entry, str) for entry in values) else []
@@ -112,7 +142,7 @@ def _strings(value: Any) -> list[str]:
 
 def _is_config(path: Path) -> bool:
     """Whether this is a pyvene configuration: a model's own `config.json` may lie in the same place."""
-    return path.is_file() and "intervention_types" in _read_config(path)
+    return path.is_file() and _types(_read_config(path)) is not None
 
 
 def _read_config(path: Path) -> dict[str, Any]:

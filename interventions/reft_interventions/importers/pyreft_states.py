@@ -20,6 +20,7 @@ FORMULA_BY_CLASS: Mapping[str, str] = MappingProxyType(
     {
         "LoreftIntervention": "loreft",
         "ConditionedSourceLowRankRotatedSpaceIntervention": "loreft",
+        "SubloreftIntervention": "loreft",
         "NoreftIntervention": "noreft",
         "ConditionedSourceLowRankIntervention": "noreft",
         "ConsreftIntervention": "consreft",

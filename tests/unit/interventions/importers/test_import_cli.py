@@ -88,8 +88,8 @@ def test_export_then_import_from_the_command_line(
     assert main_export([str(tmp_path / "mine.safetensors"), str(tmp_path / "out")]) == 0
     assert main_export([str(tmp_path / "mine.safetensors"), str(tmp_path / "out")]) == 1
     assert "is not empty" in capsys.readouterr().err
-    assert main_import([str(tmp_path / "out"), "-o", str(tmp_path / "mine.safetensors"), "--force"]) == 0
-    assert reft_interventions.load(tmp_path / "mine.safetensors").content_hash == one.content_hash
+    assert main_import([str(tmp_path / "out"), "-o", str(tmp_path / "again.safetensors")]) == 0
+    assert reft_interventions.load(tmp_path / "again.safetensors").content_hash == one.content_hash
 
 
 @pytest.mark.parametrize("text", ["", "3-5", "a"])

@@ -412,3 +412,39 @@ def test_unicode_and_duplicate_keys_in_config_are_refused(
     (folder / "config.json").write_text(text)
     with pytest.raises(InterventionImportError, match="same key twice"):
         import_checkpoint(folder, options())
+
+
+def partitioned(partition: object) -> list[list[object]]:
+    return [[8, "block_output", "pos", 1, 2, None, None, partition, None, None, None, None, None]]
+
+
+def test_subspace_partition_gets_names(
+    write_folder: WriteFolder, loreft_state: dict[str, Tensor], options: Options
+) -> None:
+    types = ["<class '__main__.SubloreftIntervention'>"]
+    folder = write_folder({KEY: loreft_state}, types, representations=partitioned([[0, 1], [1, 2]]))
+    one = import_checkpoint(folder, options()).intervention_set
+    assert one.manifest.subspaces == {"0": (0,), "1": (1,)}
+
+
+@pytest.mark.parametrize("partition", [[], ["a"], 3, [[0.5, 2]]])
+def test_subspace_partition_that_says_nothing_is_left_out(
+    write_folder: WriteFolder, loreft_state: dict[str, Tensor], options: Options, partition: object
+) -> None:
+    folder = write_folder({KEY: loreft_state}, [TYPE], representations=partitioned(partition))
+    imported = import_checkpoint(folder, options())
+    assert imported.intervention_set.manifest.subspaces == {}
+    assert any("partition is left out" in note for note in imported.notes) is bool(partition)
+
+
+def test_config_of_pyvenes_first_releases_is_read(
+    write_folder: WriteFolder, linear_state: dict[str, Tensor], options: Options
+) -> None:
+    folder = write_folder({"layer.8.repr.block_output.unit.pos.nunit.1#0": linear_state})
+    config = {
+        "sorted_keys": ["layer.8.repr.block_output.unit.pos.nunit.1#0"],
+        "intervenable_interventions_type": ["<class '__main__.NodireftIntervention'>"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    one = import_checkpoint(folder, options()).intervention_set
+    assert one.manifest.interventions[0].formula == "nodireft"
