@@ -77,7 +77,7 @@ def _add_edit_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--heads", help="numbers like 0,2, with a head_* component; each has its own weights")
     group.add_argument("--low-rank-dimension", type=int, help="default: 4")
     group.add_argument("--act", help="linear, relu, gelu, silu, tanh or sigmoid; default: linear")
-    group.add_argument("--positions", help="fN, lN, fN+lM, prompt or all; default: f3+l3")
+    group.add_argument("--positions", help="fN, lN, fN+lM, prompt, all, or indices such as =-8,-1; default: f3+l3")
     group.add_argument("--suffix-offset", type=int, help="tokens between the last edited one and the prompt's end")
     group.add_argument("--short-prompt", choices=("paper", "floor"), help="how short prompts are shared out")
     tying = group.add_mutually_exclusive_group()

@@ -18,6 +18,7 @@ from .subspaces import parse_subspaces
 
 Start = Literal["base", "random"]
 Precision = Literal["float32", "bfloat16"]
+_INDICES = re.compile(r"-?\d{1,6}(,-?\d{1,6})*")
 _TWO_ENDED = re.compile(r"f[1-9]\d*\+l[1-9]\d*")
 
 
@@ -30,7 +31,7 @@ class TrainingOptions:
         layers: `all`, or layer numbers divided by `;` or `,`.
         heads: numbers of the heads to edit, with a `head_*` component; each has weights of its own.
         low_rank_dimension: ignored by the formulas without one.
-        positions: `fN`, `lN`, `fN+lM`, `prompt` or `all`.
+        positions: `fN`, `lN`, `fN+lM`, `prompt`, `all`, or indices like `3,-1`, negative ones from the prompt's end.
         is_tied: one set of weights for prefix and suffix; False needs positions `fN+lM`.
         is_tied_across_layers: one set of weights for all layers.
         subspaces: rank dimensions set aside by name, `task_a=0,1;task_b=2,3`; a row with a `subspace` trains its own.
@@ -98,7 +99,7 @@ class TrainingOptions:
             )
         if self.act not in get_args(Activation) or (self.act != "linear" and not formula.has_act):
             raise TrainingError(f"formula {self.formula!r} can't use act {self.act!r}", param="act")
-        _ = InterventionPositions(self.positions, "both", self.suffix_offset, self.short_prompt)
+        _ = InterventionPositions(self.position_spec, "both", self.suffix_offset, self.short_prompt)
         if self.positions == "generated":
             raise TrainingError("'generated' can't be trained: answers need the first edited token", param="positions")
         if self.formula == INTERCHANGE and self.positions == "all":
@@ -142,6 +143,13 @@ class TrainingOptions:
     def rank(self) -> int:
         """The low_rank_dimension that the manifest records: 0 for the formulas without one."""
         return self.low_rank_dimension if FORMULAS[self.formula].has_low_rank else 0
+
+    @property
+    def position_spec(self) -> str | tuple[int, ...]:
+        """The positions as a manifest has them."""
+        if _INDICES.fullmatch(self.positions):
+            return tuple(int(index) for index in self.positions.split(","))
+        return self.positions
 
     def layer_numbers(self, num_layers: int) -> tuple[int, ...]:
         """The layers to edit, ascending.

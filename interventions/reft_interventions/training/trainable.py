@@ -166,7 +166,7 @@ class TrainableSet:
             formula=options.formula,
             low_rank_dimension=options.rank,
             act=options.act,
-            positions=options.positions,
+            positions=options.position_spec,
             part=part,
             suffix_offset=options.suffix_offset,
             short_prompt=options.short_prompt,

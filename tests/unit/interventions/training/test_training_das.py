@@ -56,7 +56,7 @@ def test_source_row_is_read_and_its_answer_has_no_end_token(tokenizer, write_row
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("positions", ["f1+l2", "l2", "f2"])
+@pytest.mark.parametrize("positions", ["f1+l2", "l2", "f2", "-4,-2"])
 def test_batch_of_unequal_lengths_equals_each_row_alone_with_its_rows_put_in_by_hand(
     model, tokenizer, dataset, side, positions
 ):

@@ -66,7 +66,7 @@ def test_rotation_is_trained(model, tokenizer, dataset):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("positions", ["f2+l2", "l1", "f3", "prompt", "all"])
+@pytest.mark.parametrize("positions", ["f2+l2", "l1", "f3", "prompt", "all", "0,-2"])
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_training_forward_equals_the_saved_set_under_attach(
     model, tokenizer, dataset, tmp_path, side, positions, is_tied
