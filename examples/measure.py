@@ -1,6 +1,7 @@
 """Measure a trained example on its held-out rows: the base model, the saved set, and the majority class.
 
     python measure.py labels word-category/word-category.safetensors --data test.jsonl --output results.json
+    python measure.py interchange greater-than/greater-than.safetensors --data test.jsonl --output results.json
     python measure.py capitals shout/shout.safetensors --data test.jsonl --output results.json
 
 The set is read back from its file and runs through `attach`, as anyone's would.
@@ -21,7 +22,16 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reft_interventions import InterventionSet, attach, base_model_spec, load, validate_for_base
+from reft_interventions import (
+    Applied,
+    InterventionSet,
+    attach,
+    base_model_spec,
+    capture_source,
+    load,
+    validate_for_base,
+)
+from reft_interventions.formulas.base import initial_rotation
 from reft_interventions.training import load_model
 from reft_interventions.training.data import tokenize_prompt
 
@@ -154,9 +164,59 @@ def capital_share(text: str) -> float:
     return sum(character.isupper() for character in letters) / len(letters) if letters else 0.0
 
 
+def measure_interchange(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], trained: InterventionSet
+) -> dict[str, Any]:
+    """Interchange accuracy: the share of pairs after which the model writes the counterfactual answer first.
+
+    Beside the learned subspace: five random ones of the same rank, the whole row, and no interchange at all.
+    """
+    (spec,) = trained.manifest.interventions
+    hidden_size = trained.manifest.base_model.hidden_size
+    random_sets = [
+        with_rotation(
+            trained, initial_rotation(hidden_size, spec.low_rank_dimension, torch.Generator().manual_seed(seed))
+        )
+        for seed in range(5)
+    ]
+    sets = {"learned": [trained], "random": random_sets, "whole_row": [with_rotation(trained, torch.eye(hidden_size))]}
+    hits: dict[str, list[int]] = {name: [0] * len(members) for name, members in sets.items()}
+    num_unchanged = 0
+    for row in rows:
+        (wanted,) = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        prompt, source = tokenize_prompt(tokenizer, row["base"]), tokenize_prompt(tokenizer, row["source"])
+        source_rows = capture_source(model, trained, source)
+        num_unchanged += next_token(model, prompt) == wanted
+        for name, members in sets.items():
+            for index, member in enumerate(members):
+                with attach(model, [Applied(member, source_rows=source_rows)]):
+                    hits[name][index] += next_token(model, prompt) == wanted
+    accuracies = {name: [count / len(rows) for count in counts] for name, counts in hits.items()}
+    return {
+        "num_held_out": len(rows),
+        "no_interchange": num_unchanged / len(rows),
+        "random": {"mean": sum(accuracies["random"]) / 5, "max": max(accuracies["random"])},
+        "whole_row": accuracies["whole_row"][0],
+        "learned": accuracies["learned"][0],
+    }
+
+
+def with_rotation(trained: InterventionSet, rotation: torch.Tensor) -> InterventionSet:
+    """The set with another subspace."""
+    (spec,) = trained.manifest.interventions
+    other = spec.model_copy(update={"low_rank_dimension": rotation.shape[1]})
+    manifest = trained.manifest.model_copy(update={"interventions": (other,)})
+    return InterventionSet.create(manifest, [{"rotate_layer": rotation}])
+
+
+@torch.inference_mode()
+def next_token(model: PreTrainedModel, prompt: Sequence[int]) -> int:
+    return int(model(torch.tensor([list(prompt)]), logits_to_keep=1).logits[0, -1].argmax())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("labels", "capitals"))
+    parser.add_argument("kind", choices=("labels", "capitals", "interchange"))
     parser.add_argument("set", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -166,7 +226,8 @@ def main() -> None:
     model.eval()
     trained = load(arguments.set)
     validate_for_base(trained, base_model_spec(model, model_id))
-    measure = {"labels": measure_labels, "capitals": measure_capitals}[arguments.kind]
+    kinds = {"labels": measure_labels, "capitals": measure_capitals, "interchange": measure_interchange}
+    measure = kinds[arguments.kind]
     results = {
         "model": model_id,
         "content_hash": trained.content_hash,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from reft_interventions import InterventionSet
 from reft_interventions.file_format import load
+from reft_interventions.formulas.base import initial_rotation
 from reft_server.base_model import default_model_path
 from reft_server.engine import EngineSettings, LocalEngine, build_engine
-from tests.parity.harness import Case, Comparison, Expected, reference, relative_margin, run_together
+from tests.parity.harness import TOLERANCE, Case, Comparison, Expected, Use, reference, relative_margin, run_together
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*/*.safetensors"))
+FOLDER = Path(__file__).parents[2] / "examples"
+INTERCHANGE = FOLDER / "greater-than" / "greater-than.safetensors"
+EXAMPLES = sorted(path for path in FOLDER.glob("*/*.safetensors") if path != INTERCHANGE)
+NUM_PAIRS = 24
 QUESTIONS = (
     "What is the capital of France?",
     "Name three things that you can do with an old newspaper, and say in a sentence each why they are useful.",
@@ -111,3 +116,31 @@ def test_base_rows_equal_generate(real_engine: LocalEngine, real_model: PreTrain
         margins = [relative_margin(logits[row]) for logits in output.logits]
         comparison.check(case, got, Expected(output.sequences[row, 40:].tolist(), margins))
     comparison.verdict()
+
+
+def test_learned_interchange_moves_the_variable_and_a_random_subspace_does_not(
+    real_engine: LocalEngine, real_model: PreTrainedModel
+) -> None:
+    """Held-out pairs of the bundled example, each request with its own source prompt, all in one batch."""
+    tokenizer = AutoTokenizer.from_pretrained(default_model_path())
+    learned = load(INTERCHANGE)
+    (spec,) = learned.manifest.interventions
+    generator = torch.Generator().manual_seed(0)
+    rotation = initial_rotation(real_model.config.hidden_size, spec.low_rank_dimension, generator)
+    lines = (INTERCHANGE.parent / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[:NUM_PAIRS]]
+    wanted = [tokenizer(row["completion"], add_special_tokens=False)["input_ids"][0] for row in rows]
+    accuracies, cases = [], []
+    for one in (learned, InterventionSet.create(learned.manifest, [{"rotate_layer": rotation}])):
+        own = [
+            Case(tuple(tokenizer(row["base"])["input_ids"]), (Use(one, source=source),), max_tokens=1)
+            for row in rows
+            for source in [tuple(tokenizer(row["source"])["input_ids"])]
+        ]
+        written = [tokens[0] for tokens in run_together(real_engine, own)]
+        accuracies.append(sum(a == b for a, b in zip(written, wanted, strict=True)) / NUM_PAIRS)
+        cases.append((own[0], written[0]))
+    assert accuracies[0] > accuracies[1] + 0.4, accuracies
+    for case, token in cases:
+        expected = reference(real_model, case)
+        assert token == expected.token_ids[0] or expected.margins[0] < TOLERANCE

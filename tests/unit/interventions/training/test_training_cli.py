@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from reft_interventions import base_model_spec, load, validate_for_base
 from reft_interventions.errors import InterventionBaseMismatchError, TrainingError
+from reft_interventions.training import RECIPES, TrainingOptions
 from reft_interventions.training.base_model import load_model, locate_model
 from reft_interventions.training.cli import checkpoint_path, main
 from reft_interventions.training.cli_options import build_parser, options_from
@@ -230,3 +232,26 @@ def test_cli_trains_for_a_model_with_a_lora_merged_in(arguments, model_folder, t
         validate_for_base(written, base_model_spec(tiny_model("llama"), "tiny-model"))
     assert main([*arguments, "--merge-lora", str(tmp_path)]) == 1
     assert "holds no adapter_config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layers", "rank", "positions", "is_tied", "epochs", "lr", "rows_per_step"),
+    [
+        ("commonsense", "all", 8, "f7+l7", True, 6, 9e-4, 32),
+        ("math", "all", 8, "f7+l7", True, 12, 9e-4, 32),
+        ("instruct", "3;9;18;24", 4, "f5+l5", False, 9, 9e-4, 128),
+        ("demo", "15", 4, "l1", True, 100, 4e-3, 10),
+    ],
+)
+def test_recipes_are_the_papers(recipe, layers, rank, positions, is_tied, epochs, lr, rows_per_step):
+    options = TrainingOptions(**RECIPES[recipe])
+    assert (options.layers, options.low_rank_dimension, options.positions) == (layers, rank, positions)
+    assert (options.is_tied, options.epochs, options.lr) == (is_tied, epochs, lr)
+    assert options.batch_size * options.gradient_accumulation == rows_per_step
+    assert (options.warmup_ratio, options.weight_decay, options.formula) == (0.1, 0.0, "loreft")
+
+
+def test_every_option_is_documented():
+    page = (Path(__file__).parents[4] / "docs" / "training.md").read_text(encoding="utf-8")
+    options = [option for action in build_parser()._actions for option in action.option_strings if option != "-h"]
+    assert [option for option in options if option != "--help" and option not in page] == []
