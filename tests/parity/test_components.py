@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from typing import Any
 
@@ -186,6 +187,20 @@ def test_engine_matches_reference_for_every_component(
     for case, got, want in zip(cases, run_together(engine, cases), expected, strict=True):
         comparison.check(case, got, want)
     comparison.verdict()
+
+
+@pytest.mark.parametrize(("arch", "path"), PATHS)
+def test_self_test_sees_every_component(
+    arch: str, path: str, tiny_model: Any, make_set: Any, start_engine: Any
+) -> None:
+    model = untied(tiny_model, arch)
+    specs = [{"component": name, "layer": 1 + is_head(name), "positions": "f2+l2"} for name in COMPONENTS]
+    engine = start_engine(model, model_path=path, max_num_batched_tokens=13, max_num_seqs=16)
+    report = asyncio.run(engine.self_test(make_set(model, *specs, seed=5).fold()))
+    assert {(site.layer, site.component) for site in report.sites} == {
+        (spec["layer"], whole_component(spec["component"])) for spec in specs
+    }
+    assert {site.num_edited_rows for site in report.sites} == {4}
 
 
 @pytest.mark.parametrize("path", ["native", "packed", "generic"])

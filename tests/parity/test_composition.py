@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from reft_interventions import InterventionSet
+from reft_interventions.components import COMPONENTS
 from tests.parity.harness import Case, Comparison, Use, reference, run_together
 from tests.parity.test_engine_matches_reference import PATHS, prompt
 
@@ -80,7 +81,7 @@ def test_engine_matches_reference_for_sources(
     compare(tiny_model("llama"), engine, cases)
 
 
-@pytest.mark.parametrize("component", ["block_input", "mlp_output", "attention_input"])
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_a_source_gives_rows_of_any_component(
     component: str, tiny_model: Any, make_set: Any, start_engine: Any
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .base import FiniteFloat, Int, ResponseModel, Text, check_text
 from .messages import ChatMessage
@@ -38,7 +38,7 @@ def _check_source(value: Any) -> Any:
 
 
 SourceType = str | tuple[int, ...] | tuple[ChatMessage, ...]
-SourceArgument = Annotated[SourceType, PlainValidator(_check_source, json_schema_input_type=SourceType)]
+SourceArgument = Annotated[SourceType, BeforeValidator(_check_source)]
 
 
 class InterventionRef(BaseModel):
