@@ -8,10 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..bench.arguments import bench_options
 from ..connection import DEFAULT_URL
 from . import generation, resources
 from .plugins import add_plugins
 from .reference import OfIntervention, parse_reference, parse_subspaces
+from .terminal import Terminal
 
 __all__ = ["build_parser"]
 
@@ -114,6 +116,7 @@ examples:
     _add_interventions(commands)
     _add(commands, "models", "list the models that a request may name", resources.models, "reft models --json")
     add_plugins(commands)
+    _add_bench(commands)
     _add(commands, "health", "say whether the server is up and takes requests", resources.health, "reft health")
     return parser
 
@@ -209,3 +212,22 @@ def _add_interventions(commands: Any) -> None:
     download.add_argument("name", metavar="NAME[@VERSION]")
     download.add_argument("-o", "--output", type=Path, metavar="FILE", help="(default: NAME.safetensors)")
     download.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+def _add_bench(commands: Any) -> None:
+    _add(
+        commands,
+        "bench",
+        "send load to a server, measure it, and check its answers",
+        _run_bench,
+        "reft bench --concurrency 8 --requests 200\n"
+        "reft bench --rate 5 --duration 60 --interventions 'set-{0..63}' --mix zipf:1.1 --slo ttft:500ms,itl:50ms\n"
+        "reft bench --concurrency 16 --requests 1000 --interventions haiku,pirate --distinct-prompts 20 --verify",
+        bench_options(),
+    )
+
+
+def _run_bench(args: argparse.Namespace, _: object, terminal: Terminal) -> int:
+    from ..bench.command import run_bench  # only this command needs the load tester
+
+    return run_bench(args, terminal)

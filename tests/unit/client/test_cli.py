@@ -22,7 +22,7 @@ from tests.unit.client.fakes import Run, Server, text_chunk
         (["interventions", "upload", "missing.safetensors"], "can't read"),
         (["interventions"], "required"),
         ([], "required"),
-        (["bench"], "invalid choice"),
+        (["benchmark"], "invalid choice"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_sends_nothing(server: Server, run: Run, argv: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""docs/client.md: its Python runs, its commands parse, and it leaves nothing out."""
+"""docs/client.md and docs/bench.md: their Python runs, their commands parse, and they leave nothing out."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ import reft_client
 from reft_client import ReftClientError
 from reft_client.cli.parser import build_parser
 
-PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = "\n".join((DOCS / name).read_text(encoding="utf-8") for name in ("client.md", "bench.md"))
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = "\n".join(re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)).splitlines()
+COMMANDS = "".join(re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)).splitlines()
 
 
 class CannedAnswers(BaseHTTPRequestHandler):
