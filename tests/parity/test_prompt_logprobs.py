@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -88,21 +90,39 @@ def test_prompt_longer_than_the_rows_of_a_step_is_scored_whole(tiny_model: Any, 
         check(model, tokens, (), outputs)
 
 
-def test_prompt_logprobs_survive_preemption(tiny_model: Any, sets: Any, start_engine: Any) -> None:
+def test_prompt_logprobs_survive_preemption(
+    tiny_model: Any, sets: Any, start_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One request generates, the next one's prompt is half scored, and then another tenant takes its place."""
     model = tiny_model("llama", max_position_embeddings=1024)
     engine = start_engine(model, max_num_batched_tokens=4, max_num_seqs=2, max_model_len=1024)
     cases = [(prompt(8, 0), sets[1], 300), (prompt(900, 1), sets[2], 3), (prompt(50, 2), sets[0], 3)]
-    before = engine.stats()
+    before = engine.stats().num_preemptions
+    forward, steps = engine._model.forward, itertools.count(1)
+    reached_8, goes_on = threading.Event(), {1: threading.Event(), 8: threading.Event()}
+
+    def held_forward(batch: Any) -> Any:
+        """Steps 1 and 8 wait until more requests have been submitted."""
+        step = next(steps)
+        if step == 8:
+            reached_8.set()
+        assert step not in goes_on or goes_on[step].wait(60)
+        return forward(batch)
+
+    async def submit(index: int) -> asyncio.Task[list[TokenOutput]]:
+        task = asyncio.create_task(run(engine, *cases[index], f"tenant {index // 2}"))
+        await asyncio.sleep(0)
+        return task
 
     async def together() -> list[list[TokenOutput]]:
-        tasks = []
-        for index, case in enumerate(cases):
-            while index == 2 and engine.stats().num_steps < before.num_steps + 8:
-                await asyncio.sleep(0)
-            tasks.append(asyncio.create_task(run(engine, *case, f"tenant {index // 2}")))
+        tasks = [await submit(0), await submit(1)]
+        goes_on[1].set()
+        assert await asyncio.to_thread(reached_8.wait, 60)
+        tasks.append(await submit(2))
+        goes_on[8].set()
         return await asyncio.gather(*tasks)
 
+    monkeypatch.setattr(engine._model, "forward", held_forward)
     for (tokens, applied, _), outputs in zip(cases, asyncio.run(together()), strict=True):
         check(model, tokens, applied, outputs)
-    assert engine.stats().num_preemptions > before.num_preemptions, "nothing was preempted"
+    assert engine.stats().num_preemptions > before, "nothing was preempted"
