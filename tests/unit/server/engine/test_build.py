@@ -65,14 +65,12 @@ def test_architecture_that_cannot_be_exact_is_refused_by_name(arch: str, config:
         build_engine(model, "tiny", EngineSettings())
 
 
-@pytest.mark.parametrize("model_path", ["packed", "generic"])
+@pytest.mark.parametrize(("model_path", "module"), [("packed", "kernels"), ("generic", "generic_model")])
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_build_refuses_logits_that_differ_from_the_plain_model(
-    model_path: str, factor: float, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+    model_path: str, module: str, factor: float, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        f"reft_server.engine.{model_path}_model.attend", lambda *args, **kwargs: attend(*args, **kwargs) * factor
-    )
+    monkeypatch.setattr(f"reft_server.engine.{module}.attend", lambda *args, **kwargs: attend(*args, **kwargs) * factor)
     with pytest.raises(UnsupportedModelError, match="exactly"):
         build_engine(copy.deepcopy(tiny_model("llama")), "tiny", EngineSettings(model_path=model_path))
 
