@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_fetch_only = options.pop("fetch_only")
     try:
         settings = load_settings(_overrides(options))
-        configure_logging(settings.log_level, as_json=settings.log_json)
+        configure_logging(settings.log_level, settings.log_format)
         return _fetch_only(settings) if is_fetch_only else _serve(settings)
     except ReftError as error:
         sys.stderr.write(f"reft-serve: {error.message}\n")

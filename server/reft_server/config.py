@@ -21,6 +21,7 @@ from reft_server.api.settings import ApiSettings
 from reft_server.engine.settings import EngineSettings, ModelPath, PrefixCacheScope, WeightDtype
 from reft_server.errors import ConfigurationError
 from reft_server.fine_tuning.settings import FineTuningSettings
+from reft_server.logging_setup import LogFormat
 
 ENV_PREFIX = "REFT_"
 CLIENT_VARIABLES = frozenset({"REFT_URL", "REFT_API_KEY"})
@@ -255,7 +256,7 @@ class Settings(BaseSettings):
         5, ge=0, le=3_600, description="Time that running requests get to finish at shutdown, seconds."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    log_json: bool = Field(False, description="Log one JSON object per line instead of text.")
+    log_format: LogFormat = Field("text", description="text, or json = one JSON object per line.")
     engine: EngineGroup = Field(default_factory=EngineGroup, description="Bounds of the engine.")
     fine_tuning: FineTuningGroup = Field(default_factory=FineTuningGroup, description="Training over the API.")
 

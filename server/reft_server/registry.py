@@ -141,7 +141,7 @@ class Registry:
         finally:
             path.unlink(missing_ok=True)
         self._pool.add(stored.content_hash, folded)
-        logger.info("intervention_stored reference=%s content_hash=%s", stored.reference, stored.content_hash)
+        logger.info("intervention_stored version=%d content_hash=%s", stored.version, stored.content_hash)
         return stored, report
 
     async def preload(self, folder: Path) -> tuple[StoredVersion, ...]:
@@ -189,7 +189,7 @@ class Registry:
         for stored in deleted:
             # Another name may share the content: then its next use loads it again.
             self._pool.discard(stored.content_hash)
-            logger.info("intervention_deleted reference=%s", stored.reference)
+            logger.info("intervention_deleted version=%d content_hash=%s", stored.version, stored.content_hash)
         return deleted
 
     def is_loaded(self, stored: StoredVersion) -> bool:

@@ -35,6 +35,7 @@ from reft_server.engine.types import ModelInfo
 from reft_server.errors import ConfigurationError, ReftError
 from reft_server.fine_tuning.runner import TrainingBase
 from reft_server.fine_tuning.service import FineTuning
+from reft_server.logging_setup import handle_loop_exception
 from reft_server.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,7 @@ class HttpServer(uvicorn.Server):
         self._has_deadline = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(handle_loop_exception)
         await super().startup(sockets=sockets)
         if self.started:
             sys.stdout.write(self._ready_text)
@@ -189,7 +191,7 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
     config = uvicorn.Config(
         app,
         log_config=None,
-        access_log=settings.log_level == "debug",
+        access_log=False,  # it would hold the names in paths and queries; the API logs every request itself
         lifespan="on",
         timeout_graceful_shutdown=settings.shutdown_timeout_s + _ANSWER_MARGIN_S,
         server_header=False,

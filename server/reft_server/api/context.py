@@ -14,6 +14,7 @@ from reft_server.errors import FineTuningDisabledError, ReftError
 from reft_server.fine_tuning.service import FineTuning
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
+from reft_server.request_context import note
 from reft_server.sources import SourceCache
 
 from .model_names import ModelNames
@@ -58,6 +59,7 @@ def get_tuning(request: Request) -> FineTuning:
 def count_error(scope: Scope, error: ReftError) -> None:
     """Count a failed request, wherever on its way it failed."""
     _context(scope).metrics.count_error(error.code)
+    note(error=error.code)
 
 
 def _context(scope: Scope) -> ApiContext:

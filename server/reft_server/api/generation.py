@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 
 from reft_server.engine.types import GenerationRequest, TokenOutput, TokenStream
 from reft_server.errors import EngineDeadError, RequestTimeoutError
+from reft_server.request_context import note
 
 from .context import ApiContext
 from .detokenizer import StopStringFilter
 from .translation import GenerationPlan
+
+_LOGGED_HASH_LENGTH = len("sha256:") + 12  # as many digits as a reference to a version needs
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class Answer:
 
 
 class Choice:
-    """One engine request on its way to text. `deadline` is in the event loop's time, seconds."""
+    """One engine request on its way to text. `deadline` is in the event loop's time, seconds.
+
+    `num_tokens` are generated so far.
+    """
 
     def __init__(
         self, context: ApiContext, plan: GenerationPlan, index: int, stream: TokenStream, deadline: float
@@ -71,7 +77,7 @@ class Choice:
         self._detokenizer = context.tokenization.detokenizer()
         self._stops = StopStringFilter(plan.stop_strings)
         self._min_tokens = plan.requests[index].sampling.min_tokens
-        self._num_tokens = 0
+        self.num_tokens = 0
         self._tokenization = context.tokenization
         self._echo = plan.echoes[index]
         self._num_characters = len(self._echo)
@@ -116,7 +122,7 @@ class Choice:
         for output in outputs:
             if output.token_id is not None:
                 self._observe_token()
-                self._num_tokens += 1
+                self.num_tokens += 1
                 ids.append(output.token_id)
                 if not output.is_stop_token:
                     tokens.append(output)
@@ -134,7 +140,7 @@ class Choice:
     def _pass_on(self, settled: str) -> str:
         self._num_characters += len(settled)
         # text of the tokens that have to come ends nothing
-        return settled if self._num_tokens <= self._min_tokens else self._stops.push(settled)
+        return settled if self.num_tokens <= self._min_tokens else self._stops.push(settled)
 
     def _observe_token(self) -> None:
         now = time.monotonic()
@@ -156,6 +162,9 @@ async def generate(context: ApiContext, plan: GenerationPlan) -> AsyncGenerator[
     deadline = asyncio.get_running_loop().time() + context.settings.request_timeout_s
     choices: list[Choice] = []
     streams: list[TokenStream] = []
+    note(response_id=plan.response_id, num_choices=len(plan.requests), prompt_tokens=plan.num_prompt_tokens)
+    if plan.applied:
+        note(interventions=",".join(applied.content_hash[:_LOGGED_HASH_LENGTH] for applied in plan.applied))
     try:
         for index, request in enumerate(plan.requests):
             streams.append(context.engine.submit(request))
@@ -168,6 +177,7 @@ async def generate(context: ApiContext, plan: GenerationPlan) -> AsyncGenerator[
     finally:
         for stream in streams:
             stream.cancel()
+        note(completion_tokens=sum(choice.num_tokens for choice in choices))
 
 
 def _count_interventions(context: ApiContext, plan: GenerationPlan, request: GenerationRequest) -> None:

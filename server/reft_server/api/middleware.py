@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reft_server.errors import EngineOverloadedError, InternalServerError, PayloadTooLargeError, ReftError
+from reft_server.request_context import RequestContext, note, serving
 
 from .context import count_error
 from .errors_table import error_response
@@ -22,9 +23,12 @@ from .settings import ApiSettings
 
 logger = logging.getLogger(__name__)
 
+PROBE_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""Asked every few seconds: the log tells of them at debug only."""
 GENERATION_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
 MULTIPART_OVERHEAD_BYTES = 64 << 10
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _DRAIN_BYTES = 64 << 20
 _DRAIN_TIME_S = 5.0
 
@@ -50,14 +54,22 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         sent = _RequestIdHeaders(scope, send)
+        with serving(sent.request_id) as request:
+            try:
+                await self._answered(scope, receive, sent)
+            finally:
+                _log_end(request, scope, sent)
+
+    async def _answered(self, scope: Scope, receive: Receive, sent: _RequestIdHeaders) -> None:
+        """Pass the request on, and answer it if nobody else has."""
         try:
             await self._bounded(scope, receive, sent)
         except ClientDisconnect:
-            logger.debug("client_disconnected request_id=%s", sent.request_id)
+            note(error="client_disconnected")
         except ReftError as error:
             await _refuse(error, scope, receive, sent)
         except Exception:
-            logger.exception("request_failed request_id=%s path=%s", sent.request_id, scope["path"])
+            logger.exception("request_failed")
             if sent.has_started:
                 raise
             await _refuse(InternalServerError(sent.request_id), scope, receive, sent)
@@ -79,6 +91,16 @@ class RequestMiddleware:
             self._num_generating -= 1
 
 
+def _log_end(request: RequestContext, scope: Scope, sent: _RequestIdHeaders) -> None:
+    """One line per request. The route is the path's pattern: a path holds names that clients chose."""
+    level = logging.DEBUG if scope["path"] in PROBE_PATHS else logging.INFO
+    if logger.isEnabledFor(level):
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        fields = {"method": method, "route": getattr(scope.get("route"), "path", "none"), "status": sent.status}
+        fields |= {"duration_ms": round(sent.duration_s * 1000, 1)} | request.fields
+        logger.log(level, "request_ended", extra={"fields": fields})
+
+
 async def _refuse(error: ReftError, scope: Scope, receive: Receive, send: Send) -> None:
     count_error(scope, error)
     await error_response(error)(scope, receive, send)
@@ -90,17 +112,27 @@ class _RequestIdHeaders:
     def __init__(self, scope: Scope, send: Send) -> None:
         chosen = Headers(scope=scope).get("x-request-id", "")
         self.request_id = chosen if _CLIENT_REQUEST_ID.fullmatch(chosen) else f"req-{uuid.uuid4().hex}"
-        self.has_started = False
+        self.status = 0  # nothing was sent yet
         self._send = send
         self._started_at = time.monotonic()
         scope.setdefault("state", {})["request_id"] = self.request_id
 
+    @property
+    def has_started(self) -> bool:
+        """A response is on its way: it is too late for another one."""
+        return self.status > 0
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds since the request came."""
+        return time.monotonic() - self._started_at
+
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.has_started = True
+            self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
-            headers["openai-processing-ms"] = str(round((time.monotonic() - self._started_at) * 1000))
+            headers["openai-processing-ms"] = str(round(self.duration_s * 1000))
         await self._send(message)
 
 

@@ -62,7 +62,7 @@ class EventStreamResponse(Response):
             raise ClientDisconnect from error
         except Exception:  # the client must get an end, whatever broke; the log keeps the cause
             request_id = scope.get("state", {}).get("request_id", "")
-            logger.exception("stream_failed request_id=%s", request_id)
+            logger.exception("stream_failed")
             await _send_error(scope, send, InternalServerError(request_id))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -235,7 +235,9 @@ class LocalEngine:
             scores = score_prompts(logits[num_sampled:], batch.scored)
         except Exception as error:
             if len(chunks) > 1:
-                logger.warning("step failed, running its %d sequences one by one error=%r", len(chunks), error)
+                logger.warning(
+                    "step failed, running its %d sequences one by one error=%s", len(chunks), type(error).__name__
+                )
                 for chunk in chunks:
                     self._execute([chunk])
                 return

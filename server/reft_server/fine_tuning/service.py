@@ -132,7 +132,7 @@ class FineTuning:
         )
         await jobs.create(record)
         await jobs.note(job_id, f"Created fine-tuning job: {job_id}")
-        logger.info("fine_tuning_created job=%s name=%s rows=%d", job_id, plan.name, data.num_rows)
+        logger.info("fine_tuning_created job=%s rows=%d", job_id, data.num_rows)
         self._runner.dispatch()
         return record
 

@@ -6,27 +6,12 @@ import json
 import logging
 import socket
 import warnings
-from collections.abc import Iterator
 
 import pytest
 
 from reft_server import cli
 from reft_server.config import setting_fields
-from reft_server.logging_setup import configure_logging
-
-
-@pytest.fixture
-def restored_logging() -> Iterator[None]:
-    """Put the root logger back as pytest had it."""
-    root = logging.getLogger()
-    saved = (root.level, root.handlers[:])
-    own = {name: logging.getLogger(name).level for name in ("reft_server", "reft_interventions", "py.warnings")}
-    yield
-    logging.captureWarnings(False)
-    root.setLevel(saved[0])
-    root.handlers[:] = saved[1]
-    for name, level in own.items():
-        logging.getLogger(name).setLevel(level)
+from reft_server.logging_setup import LogFormat, configure_logging
 
 
 def test_help_names_every_setting_with_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,11 +61,11 @@ def test_port_in_use_shows_before_the_model_is_loaded(
     assert f"port {port}: Address already in use" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("log_format", ["text", "json"])
 def test_logging_keeps_our_events_and_drops_library_noise(
-    capsys: pytest.CaptureFixture[str], restored_logging: None, as_json: bool
+    capsys: pytest.CaptureFixture[str], restored_logging: None, log_format: LogFormat
 ) -> None:
-    configure_logging("info", as_json=as_json)
+    configure_logging("info", log_format)
     logging.getLogger("reft_server.x").info("event key=%d", 1)
     logging.getLogger("reft_server.x").debug("hidden")
     logging.getLogger("httpx").info("hidden")
@@ -89,7 +74,7 @@ def test_logging_keeps_our_events_and_drops_library_noise(
         warnings.warn("hidden", DeprecationWarning, stacklevel=1)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    if as_json:
+    if log_format == "json":
         entry = json.loads(lines[0])
         assert (entry["level"], entry["logger"], entry["message"]) == ("info", "reft_server.x", "event key=1")
     else:
