@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from reft_interventions import InterventionSet
+from reft_interventions.importers import ImportOptions, import_checkpoint
 from tests.parity.recorded import Recorded, check_same
 
 FIXTURES = Path(os.environ.get("REFT_TEST_PYREFT_FIXTURES") or Path(__file__).parents[1] / "fixtures" / "pyreft")
@@ -22,6 +26,12 @@ OTHERS = (
     "block_input", "mlp_input", "mlp_output", "attention_input", "attention_output", "path", "gelu", "addition",
     "subtraction", "replacement", "zero",
 )  # fmt: skip
+KEY = r"layer_(\d+)_comp_block_output_unit_pos_nunit_1#(\d)"  # as pyvene 0.1.8 spells it
+SPELLINGS = {
+    "repr": r"layer.\1.repr.block_output.unit.pos.nunit.1#\2",
+    "comp": r"layer.\1.comp.block_output.unit.pos.nunit.1#\2",
+    "underscores": r"layer_\1_comp_block_output_unit_pos_nunit_1#\2",
+}
 
 Unpack = Callable[[str], Recorded]
 
@@ -63,3 +73,36 @@ def test_imported_component_or_constant_gives_pyrefts_logits(unpack: Unpack, nam
     recorded = unpack("llama")
     one = recorded.import_checkpoint(name, positions="l2", act=act).intervention_set
     check(recorded, f"{name}|l2", one)
+
+
+def respell(source: Path, target: Path, spelling: str, *, with_config: bool) -> Path:
+    """The same checkpoint as another release of pyvene names its keys."""
+    target.mkdir()
+    for path in source.glob("intkey_*.bin"):
+        name, num_keys = re.subn(KEY, spelling, path.name)
+        assert num_keys == 1
+        shutil.copy(path, target / name)
+    if with_config:
+        text = (source / "config.json").read_text(encoding="utf-8")
+        (target / "config.json").write_text(re.sub(KEY, spelling, text), encoding="utf-8")
+    return target
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("tying", ["tied", "untied"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_imported_class_is_the_same_in_every_spelling_and_without_config(
+    unpack: Unpack, tmp_path: Path, name: str, tying: str, spelling: str, with_config: bool
+) -> None:
+    recorded = unpack("llama")
+    whole = recorded.import_checkpoint(f"{name}-{tying}", positions="f2+l3").intervention_set
+    folder = respell(
+        recorded.folder / f"{name}-{tying}", tmp_path / "other", SPELLINGS[spelling], with_config=with_config
+    )
+    options = ImportOptions(base_model="tiny", num_layers=3, positions="f2+l3", formula=None if with_config else name)
+    one = import_checkpoint(folder, options).intervention_set
+    assert one.manifest.interventions == whole.manifest.interventions
+    for group, expected in zip(one.parameters, whole.parameters, strict=True):
+        assert group.keys() == expected.keys()
+        assert all(torch.equal(group[key], expected[key]) for key in group)

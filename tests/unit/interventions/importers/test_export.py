@@ -17,6 +17,7 @@ from reft_interventions.exporters import export_pyreft
 from reft_interventions.importers import ImportOptions, import_checkpoint
 
 CLASSES = ("loreft", "noreft", "consreft", "lobireft", "direft", "nodireft", "addition", "dii")
+TRAINED = Path(__file__).parents[3] / "fixtures" / "pyreft-qwen2.5-1.5b-loreft"
 MakeSet = Callable[..., InterventionSet]
 
 
@@ -48,6 +49,17 @@ def test_round_trip_gives_the_same_set(make: MakeSet, tmp_path: Path, formula: s
     again = import_checkpoint(tmp_path / "out").intervention_set
     assert again.manifest == one.manifest
     assert again.content_hash == one.content_hash
+
+
+def test_checkpoint_that_someone_trained_is_written_back_as_it_was(tmp_path: Path) -> None:
+    options = ImportOptions(base_model="Qwen/Qwen2.5-1.5B-Instruct", num_layers=28, positions="l1")
+    one = import_checkpoint(TRAINED, options).intervention_set
+    export_pyreft(one, tmp_path / "out")
+    assert import_checkpoint(tmp_path / "out").intervention_set.content_hash == one.content_hash
+    (trained,) = TRAINED.glob("*.bin")
+    before, after = (torch.load(path, weights_only=True) for path in (trained, tmp_path / "out" / trained.name))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_wide_rows_and_replacement_round_trip(make: MakeSet, tmp_path: Path) -> None:

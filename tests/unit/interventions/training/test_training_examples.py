@@ -11,7 +11,7 @@ from reft_interventions import load
 from reft_interventions.validation import check_values
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
-NAMES = ("shout", "spam", "word-category")
+NAMES = ("greater-than", "shout", "spam", "word-category")
 
 
 def test_every_bundled_set_is_listed_here():
@@ -53,10 +53,21 @@ def test_example_pages_quote_the_measured_accuracies(name):
     assert all(f"| {accuracy:.1%} |" in page for accuracy in accuracies)
 
 
+def test_interchange_example_beats_a_random_subspace_and_its_page_says_by_how_much():
+    results = json.loads((EXAMPLES / "greater-than" / "results.json").read_text(encoding="utf-8"))
+    page = (EXAMPLES / "greater-than" / "README.md").read_text(encoding="utf-8")
+    assert results["learned"] > results["random"]["max"] + 0.5
+    assert results["num_held_out"] == 200
+    figures = [results["learned"], results["random"]["mean"], results["whole_row"], results["no_interchange"]]
+    assert all(f"| {figure:.1%} |" in page for figure in figures)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_readme_quotes_the_measured_gains(name):
     results = json.loads((EXAMPLES / name / "results.json").read_text(encoding="utf-8"))
-    if name == "shout":
+    if name == "greater-than":
+        figures = [results["no_interchange"], results["learned"]]
+    elif name == "shout":
         figures = [results["base"]["capital_letters"], results["ours"]["capital_letters"]]
     else:
         best_base = max(reading["accuracy"] for reading in results["base"].values())
