@@ -20,6 +20,7 @@ class Method:
         peft: the name of a config class of PEFT and its arguments; None = not PEFT. Neither = the base model.
         rates: learning rates to choose from, on held-out rows; equally many for each method.
         rates_of: the method whose choice is taken over, for variants of it.
+        starts_from_rows: virtual tokens begin as the first tokens of the training rows, not as random numbers.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Method:
     peft: tuple[str, Mapping[str, Any]] | None = None
     rates: tuple[float, ...] = ()
     rates_of: str = ""
+    starts_from_rows: bool = False
 
 
 def _reft(formula: str, layers: str, low_rank_dimension: int, positions: str) -> Mapping[str, Any]:
@@ -53,15 +55,30 @@ COMPARED: Mapping[str, Method] = MappingProxyType(
         "loreft-f3l3": Method("LoReFT f3+l3", reft=_reft("loreft", "all", 4, "f3+l3"), rates=_REFT_RATES),
         "direft-f3l3": Method("DiReFT f3+l3", reft=_reft("nodireft", "all", 4, "f3+l3"), rates=_REFT_RATES),
         "lora-r8": Method("LoRA r8", peft=("LoraConfig", _LORA), rates=(3e-4, 1e-3, 3e-3)),
+        "prefix-10-rows": Method(
+            "prefix tuning, 10 tokens",
+            peft=("PrefixTuningConfig", _VIRTUAL),
+            rates=(3e-3, 1e-2, 3e-2),
+            starts_from_rows=True,
+        ),
+        "prompt-10-rows": Method(
+            "prompt tuning, 10 tokens",
+            peft=("PromptTuningConfig", _VIRTUAL),
+            rates=(3e-3, 1e-2, 3e-2),
+            starts_from_rows=True,
+        ),
         "prefix-10": Method(
-            "prefix tuning, 10 tokens", peft=("PrefixTuningConfig", _VIRTUAL), rates=(1e-2, 3e-2, 1e-1)
+            "prefix tuning, random start", peft=("PrefixTuningConfig", _VIRTUAL), rates=(1e-2, 3e-2, 1e-1)
         ),
         "prompt-10": Method(
-            "prompt tuning, 10 tokens", peft=("PromptTuningConfig", _VIRTUAL), rates=(1e-2, 3e-2, 1e-1)
+            "prompt tuning, random start", peft=("PromptTuningConfig", _VIRTUAL), rates=(1e-2, 3e-2, 1e-1)
         ),
     }
 )
-"""The rows of the comparison. DiReFT is the paper's: formula `nodireft`, pyreft's NodireftIntervention."""
+"""The rows of the comparison. DiReFT is the paper's: formula `nodireft`, pyreft's NodireftIntervention.
+
+PEFT starts virtual tokens at random unless told otherwise; both starts are here.
+"""
 
 LAYERS = ("15", "6;10;14;18;22", "all")
 RANKS = (1, 4, 16)

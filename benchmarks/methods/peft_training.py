@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,11 +45,18 @@ def train_peft(
     options: TrainingOptions,
     data: Dataset,
     pad_token_id: int,
+    *,
+    starts_from_rows: bool = False,
 ) -> AdaptedModel:
-    """Train an adapter; `options` gives epochs, rate, batch size, precision and seed."""
+    """Train an adapter; `options` gives epochs, rate, batch size, precision and seed.
+
+    With `starts_from_rows`, virtual tokens begin as the first tokens of the data, or as their keys and values.
+    """
     torch.manual_seed(options.seed)
     config = getattr(peft, config_class)(task_type="CAUSAL_LM", **arguments)
     adapted = AdaptedModel(peft.get_peft_model(model, config)).eval()
+    if starts_from_rows:
+        _start_from_rows(adapted.model, data)
     parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay)
     lengths = [example.num_tokens for example in data.examples]
@@ -65,6 +73,22 @@ def train_peft(
         optimizer.step()
         optimizer.zero_grad()
     return adapted
+
+
+@torch.no_grad()
+def _start_from_rows(model: peft.PeftModel, data: Dataset) -> None:
+    config: Any = model.active_peft_config
+    row_ids = (token_id for example in data.examples for token_id in (*example.prompt_ids, *example.answer_ids))
+    token_ids = torch.tensor([list(itertools.islice(row_ids, config.num_virtual_tokens))], device=model.device)
+    if config.peft_type == peft.PeftType.PROMPT_TUNING:
+        embeddings = model.get_base_model().get_input_embeddings()(token_ids)[0]  # [num_virtual_tokens, hidden_size]
+        model.prompt_encoder[model.active_adapter].embedding.weight.copy_(embeddings)
+        return
+    with model.disable_adapter():
+        cache = model(input_ids=token_ids, use_cache=True).past_key_values
+    peft.initialize_kv_prefix_from_past_key_values(
+        model, past_key_values=cache, num_virtual_tokens=config.num_virtual_tokens
+    )
 
 
 def num_trained(adapted: AdaptedModel) -> int:

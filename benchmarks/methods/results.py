@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,9 @@ from benchmarks.methods.tasks import TASKS
 RECORDS = RESULTS / "methods.jsonl"
 NUM_EXAMPLES = 400
 SEEDS = (0, 1, 2)
-LAST_METHODS = ("prompt-10",)
-MAIN_METHODS = tuple(method for method in COMPARED if method not in LAST_METHODS)
 SEARCH_TASK = "word-category"
 """Where learning rates, layers, ranks and positions are compared, and the number of examples."""
-CURVE_METHODS = ("loreft-f3l3", "lora-r8", "loreft-l1", "prefix-10")
+CURVE_METHODS = ("loreft-f3l3", "lora-r8", "loreft-l1", "prefix-10-rows", "prefix-10")
 CURVE_EXAMPLES = (10, 100, 1000)
 
 
@@ -40,19 +38,17 @@ class Run:
 
 def planned() -> Iterator[Run]:
     """Every run, the most wanted first."""
-    yield from _search(MAIN_METHODS)
-    yield from (_test(task, method, SEEDS[0]) for task in TASKS for method in MAIN_METHODS)
+    yield from _search(COMPARED)
+    yield from (_test(task, method, SEEDS[0]) for task in TASKS for method in COMPARED)
     yield from _curve(CURVE_METHODS[:2], SEEDS[0])
     for seed in SEEDS[1:]:
-        yield from (_test(task, method, seed) for task in TASKS for method in MAIN_METHODS if method != "base")
+        yield from (_test(task, method, seed) for task in TASKS for method in COMPARED if method != "base")
         yield from (_test(SEARCH_TASK, method, SEEDS[0]) for method in GRID if seed == SEEDS[1])
     for seed in SEEDS:
         yield from _curve(CURVE_METHODS, seed)
-    yield from _search(LAST_METHODS)
-    yield from (_test(task, method, seed) for task in TASKS for method in LAST_METHODS for seed in SEEDS)
 
 
-def _search(methods: Sequence[str]) -> Iterator[Run]:
+def _search(methods: Iterable[str]) -> Iterator[Run]:
     for method in methods:
         for lr in COMPARED[method].rates:
             yield Run("dev", SEARCH_TASK, method, SEEDS[0], NUM_EXAMPLES, lr)

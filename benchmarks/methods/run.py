@@ -115,10 +115,17 @@ class Runner:
         held_out: Dataset,
         scratch: Path,
     ) -> tuple[dict[str, Any], Score]:
-        peft = METHODS[run.method].peft
-        assert peft is not None
+        method = METHODS[run.method]
+        assert method.peft is not None
         clock = _Clock(model.device)
-        adapted = train_peft(model, *peft, options, data, int(tokenizer.pad_token_id))
+        adapted = train_peft(
+            model,
+            *method.peft,
+            options,
+            data,
+            int(tokenizer.pad_token_id),
+            starts_from_rows=method.starts_from_rows,
+        )
         seconds = clock.read()
         adapted.model.save_pretrained(scratch)
         scored = score(adapted, tokenizer, held_out.examples, TASKS[run.task].labels)
@@ -157,13 +164,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--records", type=Path, default=RECORDS, help="the file to read and add to")
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS))
     arguments = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     runner, machine = Runner(arguments.data_dir, arguments.device), describe()
     for run in planned():
         records = load_records(arguments.records)
-        if run.task not in arguments.tasks or is_done(run, records):
+        is_wanted = run.task in arguments.tasks and run.method in arguments.methods
+        if not is_wanted or is_done(run, records):
             continue
         record = runner.run(run, records) | {"device": arguments.device, "machine": machine}
         append_record(record, arguments.records)
