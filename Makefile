@@ -17,7 +17,7 @@ SERVE_FLAGS := $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install model serve check format test test-pyreft bench train-examples docker clean
+.PHONY: help install model serve check format test test-pyreft bench bench-methods train-examples docker clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ test-pyreft: $(STAMP) $(PYREFT_STAMP)  ## Compare with pyreft itself, in an envi
 
 bench: $(STAMP) model  ## Measure this machine, and other servers that ARGS= names (ARGS=--help)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+bench-methods: $(STAMP) model  ## Train ReFT, LoRA, prefix and prompt tuning on the same data; write docs/interventions.md's tables
+	$(BIN)/python -m benchmarks.methods.tasks --output-dir build/methods
+	$(BIN)/python -m benchmarks.methods.run --data-dir build/methods $(ARGS)
+	$(BIN)/python -m benchmarks.methods.serving
+	$(BIN)/python -m benchmarks.methods.report
 
 train-examples: $(STAMP) model  ## Train the bundled interventions again
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/train_all.sh $(ARGS)

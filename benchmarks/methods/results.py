@@ -17,7 +17,7 @@ NUM_EXAMPLES = 400
 SEEDS = (0, 1, 2)
 SEARCH_TASK = "word-category"
 """Where learning rates, layers, ranks and positions are compared, and the number of examples."""
-CURVE_METHODS = ("loreft-f3l3", "lora-r8", "loreft-l1", "prefix-10-rows", "prefix-10")
+CURVE_METHODS = ("loreft-f3l3", "lora-r8", "loreft-l1", "prefix-10")
 CURVE_EXAMPLES = (10, 100, 1000)
 
 

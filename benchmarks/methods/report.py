@@ -1,0 +1,222 @@
+"""The tables and the plot of docs/interventions.md, and README's, written from benchmarks/results/ and nowhere else.
+
+python -m benchmarks.methods.report
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from types import MappingProxyType
+from typing import Any
+
+from benchmarks.machine import RESULTS
+from benchmarks.methods.methods import COMPARED, LAYERS, POSITIONS, RANKS, grid_name
+from benchmarks.methods.plot import PLOT, draw
+from benchmarks.methods.results import (
+    CURVE_EXAMPLES,
+    CURVE_METHODS,
+    NUM_EXAMPLES,
+    SEARCH_TASK,
+    SEEDS,
+    chosen_rate,
+    load_records,
+)
+from benchmarks.methods.tasks import TASKS
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "docs/interventions.md", ROOT / "README.md")
+REPORTED = tuple(method for method in COMPARED if not method.endswith("-rows"))
+Records = Sequence[Mapping[str, Any]]
+
+
+def sections() -> dict[str, str]:
+    """The text between the markers `<!-- methods:NAME -->` and `<!-- methods:end -->`, by name."""
+    records = load_records()
+    return {name: write(records) for name, write in _SECTIONS.items()}
+
+
+def with_sections(text: str) -> str:
+    """A page with every marked section written anew."""
+    written = sections()
+    return re.sub(
+        r"(<!-- methods:(?!end)([\w-]+) -->\n).*?(<!-- methods:end -->)",
+        lambda match: f"{match[1]}{written[match[2]]}\n{match[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def plot() -> str:
+    """The sample efficiency of `CURVE_METHODS`, as SVG."""
+    records = load_records()
+    curves = {
+        COMPARED[method].title: [_mean_and_sd(_accuracies(records, SEARCH_TASK, method, n)) for n in CURVE_EXAMPLES]
+        for method in CURVE_METHODS
+    }
+    (base,) = _accuracies(records, SEARCH_TASK, "base", 0)
+    return draw(CURVE_EXAMPLES, curves, base)
+
+
+def main() -> None:
+    """Write all of it."""
+    for page in PAGES:
+        page.write_text(with_sections(page.read_text(encoding="utf-8")), encoding="utf-8")
+    PLOT.write_text(plot(), encoding="utf-8")
+
+
+def _main_table(records: Records) -> str:
+    header = ["", "Trained", "File", "Training", *TASKS, "Serving, in our server", "Serving, in `generate`"]
+    return _table(header, [_main_row(records, method) for method in REPORTED])
+
+
+def _main_row(records: Records, method: str) -> list[str]:
+    accuracies = [_percent(_accuracies(records, task, method, _num_examples(method))) for task in TASKS]
+    if method == "base":
+        return [COMPARED[method].title, "0", "", "", *accuracies, "1", "1"]
+    runs = _runs(records, SEARCH_TASK, method, NUM_EXAMPLES)
+    return [
+        COMPARED[method].title,
+        f"{runs[0]['num_parameters']:,}",
+        f"{runs[0]['file_bytes'] / 1000:,.0f} kB",
+        f"{median(run['train_cpu_s'] for run in runs):.0f} s",
+        *accuracies,
+        "1 if merged, which is for all requests"
+        if method.startswith("lora")
+        else _over_base("methods-serving", method),
+        _over_base("methods-generate", method),
+    ]
+
+
+def _readme_table(records: Records) -> str:
+    rows = []
+    for method in ("base", "loreft-l1", "loreft-f3l3", "direft-f3l3", "lora-r8"):
+        row = _main_row(records, method)
+        rows.append([*row[:2], *row[4:7]])
+    return _table(["", "Trained", *TASKS], rows)
+
+
+def _conditions(records: Records) -> str:
+    server, generate = _load("methods-serving"), _load("methods-generate")
+    rates = [(COMPARED[m].title, chosen_rate(list(map(dict, records)), m)) for m in REPORTED if m != "base"]
+    sizes = [
+        f"{result['job']['num_requests']} requests of {result['job']['num_prompt_tokens']} + "
+        f"{result['job']['num_new_tokens']} tokens, {result['rounds']} rounds, {result['base_s']['median']:.1f} s"
+        for result in (server, generate)
+    ]
+    machine = server["machine"]
+    return (
+        f"{NUM_EXAMPLES} training rows, 300 held-out ones, {len(SEEDS)} seeds: mean ± standard deviation of the "
+        f"accuracy in percent. Training is CPU time on {SEARCH_TASK} (one thread, bfloat16 products, other work beside "
+        f"it; median of the seeds). Serving is the time of a job over the same job on the base model, median and range "
+        f"of rounds that take turns: in our server ({sizes[0]} on the base), and in transformers' `generate` "
+        f"({sizes[1]}) with the adapter unmerged and our `attach`. {machine['num_cores']} cores of an "
+        f"{machine['cpu']}, torch {machine['torch']}, transformers {machine['transformers']}. Learning rates, chosen "
+        f"on 100 other rows of {SEARCH_TASK}: " + ", ".join(f"{title} {rate:g}" for title, rate in rates) + "."
+    )
+
+
+def _curve_table(records: Records) -> str:
+    rows = [
+        [COMPARED[method].title, *(_percent(_accuracies(records, SEARCH_TASK, method, n)) for n in CURVE_EXAMPLES)]
+        for method in CURVE_METHODS
+    ]
+    return _table(["", *(f"{n:,} rows" for n in CURVE_EXAMPLES)], rows)
+
+
+def _places_table(records: Records) -> str:
+    rows = [
+        [f"`{layers}`", *(_cell(records, grid_name(layers, 4, positions)) for positions in POSITIONS)]
+        for layers in LAYERS
+    ]
+    return _table(["Layers", *(f"`{positions}`" for positions in POSITIONS)], rows)
+
+
+def _ranks_table(records: Records) -> str:
+    names = {rank: grid_name(LAYERS[1], rank, POSITIONS[1]) for rank in RANKS}
+    parameters = [
+        f"{_runs(records, SEARCH_TASK, name, NUM_EXAMPLES)[0]['num_parameters']:,}" for name in names.values()
+    ]
+    return _table(
+        ["", *(f"rank {rank}" for rank in RANKS)],
+        [["Accuracy", *(_cell(records, name) for name in names.values())], ["Trained", *parameters]],
+    )
+
+
+_SECTIONS: Mapping[str, Callable[[Records], str]] = MappingProxyType(
+    {
+        "main": _main_table,
+        "readme": _readme_table,
+        "conditions": _conditions,
+        "curve": _curve_table,
+        "places": _places_table,
+        "ranks": _ranks_table,
+    }
+)
+
+
+def _num_examples(method: str) -> int:
+    return 0 if method == "base" else NUM_EXAMPLES
+
+
+def _runs(records: Records, task: str, method: str, num_examples: int) -> list[Mapping[str, Any]]:
+    """The reported runs, one a seed.
+
+    Raises:
+        ValueError: there is none, or two of one seed.
+    """
+    wanted = ("test", task, method, num_examples)
+    runs = [r for r in records if (r["split"], r["task"], r["method"], r["num_examples"]) == wanted]
+    if not runs or len({run["seed"] for run in runs}) != len(runs):
+        raise ValueError(f"{len(runs)} records of {wanted}: run benchmarks.methods.run")
+    return runs
+
+
+def _accuracies(records: Records, task: str, method: str, num_examples: int) -> list[float]:
+    """Of every seed; the base model has one.
+
+    Raises:
+        ValueError: a seed is missing.
+    """
+    accuracies = [float(run["accuracy"]) for run in _runs(records, task, method, num_examples)]
+    if len(accuracies) != (1 if method == "base" else len(SEEDS)):
+        raise ValueError(f"{method} on {task} with {num_examples} rows has {len(accuracies)} of {len(SEEDS)} seeds")
+    return accuracies
+
+
+def _cell(records: Records, method: str) -> str:
+    (run,) = _runs(records, SEARCH_TASK, method, NUM_EXAMPLES)
+    return _percent([float(run["accuracy"])])
+
+
+def _mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    return mean(values), stdev(values)
+
+
+def _percent(accuracies: Sequence[float]) -> str:
+    if len(accuracies) == 1:
+        return f"{accuracies[0]:.1%}".removesuffix("%")
+    average, deviation = _mean_and_sd(accuracies)
+    return f"{100 * average:.1f} ± {100 * deviation:.1f}"
+
+
+def _over_base(result: str, method: str) -> str:
+    ratio = _load(result)["over_base"].get(method)
+    return "" if ratio is None else f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+
+def _load(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
