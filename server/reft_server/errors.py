@@ -28,6 +28,7 @@ __all__ = [
     "ReftError",
     "RequestTimeoutError",
     "RouteNotFoundError",
+    "ServerDrainingError",
     "TrainingMemoryError",
     "TrainingProcessError",
     "TrainingTimeError",
@@ -105,6 +106,12 @@ class EngineDeadError(ReftError):
     """The engine is starting, stopped or crashed."""
 
     code = "engine_unavailable"
+
+
+class ServerDrainingError(EngineDeadError):
+    """The server is shutting down: it finishes what runs and takes nothing new."""
+
+    code = "server_draining"
 
 
 class EngineStepError(ReftError):

@@ -25,6 +25,7 @@ from reft_interventions.file_format import FileLimits
 from reft_interventions.store import InterventionStore
 from reft_server.api.app import create_app
 from reft_server.api.context import ApiContext
+from reft_server.api.lifecycle import Lifecycle
 from reft_server.base_model import BaseModel, load_base_model
 from reft_server.config import Settings
 from reft_server.engine import build_engine
@@ -122,12 +123,16 @@ def _preloading(inner: Lifespan[Any], registry: Registry, folder: Path) -> Lifes
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn that says when it is ready, ends requests with an error instead of a cut, and that a signal always ends.
+    """uvicorn that says when it is ready, drains before it stops, and that a signal always ends.
+
+    From the first signal on it goes on listening, and refuses what is new, until nothing runs or `grace_s` is over.
+    Then it ends, with status 0 after SIGTERM.
 
     Args:
         stop_engine: ends every request that runs or waits, with a typed error.
         grace_s: time that requests get to finish at shutdown before `stop_engine`.
         stop_deadline_s: time from the signal to the end of the process, whatever hangs.
+        lifecycle: of the app that is served.
     """
 
     def __init__(
@@ -138,42 +143,57 @@ class HttpServer(uvicorn.Server):
         *,
         grace_s: float,
         stop_deadline_s: float,
+        lifecycle: Lifecycle | None = None,
     ) -> None:
         super().__init__(config)
+        self.grace_s = grace_s
         self._ready_text = ready_text
         self._stop_engine = stop_engine
-        self._grace_s = grace_s
-        self._stop_deadline_s = stop_deadline_s
-        self._has_deadline = False
+        self._stop_margin_s = stop_deadline_s - grace_s
+        self._lifecycle = lifecycle or Lifecycle()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(handle_loop_exception)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(handle_loop_exception)
         await super().startup(sockets=sockets)
+        self._loop = loop
         if self.started:
             sys.stdout.write(self._ready_text)
             sys.stdout.flush()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        stopper = asyncio.create_task(self._stop_engine_after_grace())
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's
+        """Drain at the first signal; a second Ctrl-C does not wait."""
+        if sig == signal.SIGINT or self._loop is None:
+            self._captured_signals.append(sig)  # has its usual effect once the server has ended
+        if self._lifecycle.is_draining:
+            self.should_exit = True
+            self.force_exit = sig == signal.SIGINT
+            return
+        self._lifecycle.drain()
+        logger.info("server_stop signal=%s", signal.Signals(sig).name)
+        # A daemon thread: it must fire while the main thread waits for a thread that never ends.
+        deadline = threading.Timer(self.grace_s + self._stop_margin_s, _end_process)
+        deadline.daemon = True
+        deadline.start()
+        if self._loop is None:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._start_draining)
+
+    def _start_draining(self) -> None:
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
         try:
-            await super().shutdown(sockets=sockets)
+            async with asyncio.timeout(self.grace_s):
+                await self._lifecycle.wait_until_idle()
+        except TimeoutError:
+            logger.warning("server_stop grace_s=%g: ending the requests that still run", self.grace_s)
+            await self._stop_engine()
         finally:
-            stopper.cancel()
-
-    async def _stop_engine_after_grace(self) -> None:
-        await asyncio.sleep(self._grace_s)
-        logger.warning("server_stop grace_s=%g: ending the requests that still run", self._grace_s)
-        await self._stop_engine()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        if not self._has_deadline:
-            self._has_deadline = True
-            logger.info("server_stop signal=%s", signal.Signals(sig).name)
-            # A daemon thread: it must fire while the main thread waits for a thread that never ends.
-            deadline = threading.Timer(self._stop_deadline_s, _end_process)
-            deadline.daemon = True
-            deadline.start()
+            self.should_exit = True
 
 
 def _end_process() -> None:
@@ -193,7 +213,7 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
         log_config=None,
         access_log=False,  # it would hold the names in paths and queries; the API logs every request itself
         lifespan="on",
-        timeout_graceful_shutdown=settings.shutdown_timeout_s + _ANSWER_MARGIN_S,
+        timeout_graceful_shutdown=_ANSWER_MARGIN_S,
         server_header=False,
     )
     context: ApiContext = app.state.context
@@ -203,6 +223,7 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
         context.engine.stop,
         grace_s=settings.shutdown_timeout_s,
         stop_deadline_s=settings.shutdown_timeout_s + _STOP_MARGIN_S,
+        lifecycle=context.lifecycle,
     )
     server.run(sockets=[listener])
     return 0 if server.started else 1

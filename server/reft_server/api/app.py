@@ -18,6 +18,7 @@ from reft_server.sources import SourceCache
 
 from .context import ApiContext
 from .handlers import install_handlers
+from .lifecycle import Lifecycle
 from .middleware import RequestMiddleware
 from .model_names import ModelNames
 from .routes import chat, completions, files, fine_tuning, interventions, models, operations, tokenize
@@ -56,6 +57,7 @@ def create_app(
             settings.max_intervention_labels,
         ),
         model_names=ModelNames(engine.model_info.model_id, settings.served_model_name),
+        lifecycle=Lifecycle(),
         started_at=int(time.time()),
         tuning=tuning,
     )
@@ -70,7 +72,7 @@ def create_app(
     upload_limits = {"/v1/interventions": settings.max_upload_bytes}
     if tuning is not None:
         upload_limits["/v1/files"] = tuning.settings.max_file_bytes
-    app.add_middleware(RequestMiddleware, settings=settings, upload_limits=upload_limits)
+    app.add_middleware(RequestMiddleware, settings=settings, lifecycle=context.lifecycle, upload_limits=upload_limits)
     install_handlers(app)
     for module in (completions, chat, models, interventions, files, fine_tuning, tokenize, operations):
         app.include_router(module.router)

@@ -17,6 +17,7 @@ from reft_server.registry import Registry
 from reft_server.request_context import note
 from reft_server.sources import SourceCache
 
+from .lifecycle import Lifecycle
 from .model_names import ModelNames
 from .settings import ApiSettings
 from .tokenization import Tokenization
@@ -33,6 +34,7 @@ class ApiContext:
     settings: ApiSettings
     metrics: Metrics
     model_names: ModelNames
+    lifecycle: Lifecycle
     started_at: int
     tuning: FineTuning | None = None
 

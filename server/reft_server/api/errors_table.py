@@ -27,6 +27,7 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
         server.ModelNotFoundError: 404,
         server.EngineOverloadedError: 429,
         server.EngineDeadError: 503,
+        server.ServerDrainingError: 503,
         server.EngineStepError: 500,
         server.RequestTimeoutError: 504,
         server.RouteNotFoundError: 404,

@@ -14,17 +14,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reft_server.errors import EngineOverloadedError, InternalServerError, PayloadTooLargeError, ReftError
+from reft_server.errors import (
+    EngineOverloadedError,
+    InternalServerError,
+    PayloadTooLargeError,
+    ReftError,
+    ServerDrainingError,
+)
 from reft_server.request_context import RequestContext, note, serving
 
 from .context import count_error
 from .errors_table import error_response
+from .lifecycle import PROBE_PATHS, Lifecycle
 from .settings import ApiSettings
 
 logger = logging.getLogger(__name__)
 
-PROBE_PATHS = frozenset({"/health", "/ready", "/metrics"})
-"""Asked every few seconds: the log tells of them at debug only."""
 GENERATION_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
 MULTIPART_OVERHEAD_BYTES = 64 << 10
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -42,8 +47,11 @@ class RequestMiddleware:
         upload_limits: the largest file that each path takes, bytes; other paths take JSON bodies.
     """
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings, upload_limits: Mapping[str, int]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ApiSettings, lifecycle: Lifecycle, upload_limits: Mapping[str, int]
+    ) -> None:
         self._app = app
+        self._lifecycle = lifecycle
         self._settings = settings
         self._upload_limits = upload_limits
         self._num_generating = 0
@@ -63,7 +71,11 @@ class RequestMiddleware:
     async def _answered(self, scope: Scope, receive: Receive, sent: _RequestIdHeaders) -> None:
         """Pass the request on, and answer it if nobody else has."""
         try:
-            await self._bounded(scope, receive, sent)
+            with self._lifecycle.serving(scope["path"]):
+                await self._bounded(scope, receive, sent)
+        except ServerDrainingError as error:
+            sent.closes_connection = True
+            await _refuse(error, scope, receive, sent)
         except ClientDisconnect:
             note(error="client_disconnected")
         except ReftError as error:
@@ -92,7 +104,7 @@ class RequestMiddleware:
 
 
 def _log_end(request: RequestContext, scope: Scope, sent: _RequestIdHeaders) -> None:
-    """One line per request. The route is the path's pattern: a path holds names that clients chose."""
+    """One line per request, at debug for probes. The route is the path's pattern: a path holds names of clients."""
     level = logging.DEBUG if scope["path"] in PROBE_PATHS else logging.INFO
     if logger.isEnabledFor(level):
         method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -113,6 +125,7 @@ class _RequestIdHeaders:
         chosen = Headers(scope=scope).get("x-request-id", "")
         self.request_id = chosen if _CLIENT_REQUEST_ID.fullmatch(chosen) else f"req-{uuid.uuid4().hex}"
         self.status = 0  # nothing was sent yet
+        self.closes_connection = False
         self._send = send
         self._started_at = time.monotonic()
         scope.setdefault("state", {})["request_id"] = self.request_id
@@ -132,6 +145,8 @@ class _RequestIdHeaders:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
+            if self.closes_connection:
+                headers["connection"] = "close"
             headers["openai-processing-ms"] = str(round(self.duration_s * 1000))
         await self._send(message)
 

@@ -26,10 +26,18 @@ async def health() -> HealthStatus:
 @router.get(
     "/ready",
     summary="The engine takes requests",
-    responses={503: {**ERROR, "description": "The engine is starting, restarting or stopped."}},
+    responses={
+        503: {
+            **ERROR,
+            "description": "The engine is starting, restarting, hanging or stopped, or the server shuts down.",
+        }
+    },
 )
 async def ready(context: Context) -> HealthStatus:
-    """For load balancers."""
+    """For load balancers: 200 while a new request would be taken. Red before the start, while the engine restarts or
+    hangs in a step, from the first signal to stop on, and after the engine's end.
+    """
+    context.lifecycle.check()
     if not context.engine.is_ready:
         raise EngineDeadError("The engine is not ready; try again soon")
     return HealthStatus(status="ready")

@@ -111,3 +111,13 @@ def test_openapi_describes_every_route(client: TestClient) -> None:
         assert operation.get("description"), (path, method)
     assert "examples" in document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
     assert client.get("/docs").status_code == 200
+
+
+def test_draining_turns_ready_red_and_refuses_all_but_probes(client: TestClient) -> None:
+    client.app.state.context.lifecycle.drain()  # type: ignore[attr-defined]
+    for method, path in (("GET", "/ready"), ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/nothing")):
+        response = client.request(method, path)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "server_draining")
+        assert "retry-after" in response.headers
+    for path in ("/health", "/metrics", "/version"):
+        assert client.get(path).status_code == 200

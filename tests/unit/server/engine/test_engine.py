@@ -284,6 +284,30 @@ def test_hanging_step_fails_its_clients_and_is_not_ready_until_it_ends(
     assert "in hang" in caplog.text, "the log must show where the thread is"
 
 
+def test_engine_is_not_ready_while_it_restarts(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    seen: list[bool] = []
+    reset = engine._reset
+
+    def reset_watched() -> None:
+        seen.append(engine.is_ready)
+        reset()
+
+    def crash() -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(engine, "_reset", reset_watched)
+        raise RuntimeError("crash")
+
+    async def run() -> None:
+        monkeypatch.setattr(engine._scheduler, "schedule", crash)
+        with pytest.raises(EngineDeadError):
+            await collect(engine, request(5))
+
+    asyncio.run(run())
+    assert seen == [False]
+    assert engine.is_ready
+
+
 def test_stopped_engine_fails_waiting_requests_and_refuses_new_ones(make_engine: MakeEngine) -> None:
     engine = make_engine(max_num_seqs=1)
 
