@@ -34,15 +34,17 @@ def _elements(num_rows: Sequence[int], curves: Mapping[str, Curve], base: float)
     for percent in range(0, 91, 10):
         y = _y(percent / 100)
         yield f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}" stroke="#ddd"/>'
-        yield _text(_LEFT - 8, y + 4, f"{percent} %", anchor="end")
+        yield _text(_LEFT - 8, y + 4, str(percent), anchor="end")
     for number in num_rows:
         yield _text(_x(number, num_rows), _HEIGHT - _BOTTOM + 18, f"{number:,}", anchor="middle")
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     yield _text(middle, _HEIGHT - _BOTTOM + 38, "training rows (logarithmic)", anchor="middle")
-    y = _y(base)
-    yield f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}" stroke="#222" stroke-dasharray="5 4"/>'
-    yield _text(_WIDTH - _RIGHT, y - 5, f"base model {base:.0%}", anchor="end")
-    yield _text(_WIDTH - _RIGHT, _y(1 / 8) - 5, "guessing 12 %", anchor="end")
+    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    yield f'<text transform="translate(18 {middle}) rotate(-90)" text-anchor="middle">held-out accuracy (%)</text>'
+    for name, accuracy in (("base model", base), ("guessing", 1 / 8)):
+        y = _y(accuracy)
+        yield f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}" stroke="#222" stroke-dasharray="5 4"/>'
+        yield _text(_WIDTH - _RIGHT, y - 5, f"{name} {accuracy:.1%}", anchor="end")
     for index, (title, curve) in enumerate(curves.items()):
         colour = _COLOURS[index]
         yield from _curve(num_rows, curve, colour, _SHIFT * (index - (len(curves) - 1) / 2))
@@ -61,7 +63,9 @@ def _curve(num_rows: Sequence[int], curve: Curve, colour: str, shift: float) -> 
             f'<line x1="{x}" x2="{x}" y1="{_y(mean - deviation)}" y2="{_y(mean + deviation)}" stroke="{colour}" '
             'stroke-width="2"/>'
         )
-        yield f'<circle cx="{x}" cy="{_y(mean)}" r="4" fill="{colour}"/>'
+        for end in (_y(mean - deviation), _y(mean + deviation)):
+            yield f'<line x1="{x - 3}" x2="{x + 3}" y1="{end}" y2="{end}" stroke="{colour}" stroke-width="2"/>'
+        yield f'<circle cx="{x}" cy="{_y(mean)}" r="2.5" fill="{colour}"/>'
 
 
 def _x(number: int, num_rows: Sequence[int]) -> float:
