@@ -240,6 +240,12 @@ class Settings(BaseSettings):
         le=1 << 24,
         description="New tokens of a chat answer whose request sets no limit; unset = the rest of the window.",
     )
+    max_grammar_bytes: ByteSize = Field(
+        ByteSize(_API.max_grammar_bytes),
+        ge=1,
+        le=1 << 22,
+        description="Longest JSON Schema, pattern or grammar of one request.",
+    )
     source_cache_bytes: ByteSize = Field(
         ByteSize(_API.source_cache_bytes),
         ge=1 << 20,

@@ -17,7 +17,9 @@ __all__ = [
     "FineTuningJobNotFoundError",
     "FineTuningQueueFullError",
     "FineTuningUnavailableError",
+    "GrammarTooComplexError",
     "InternalServerError",
+    "InvalidGrammarError",
     "InvalidRequestError",
     "InvalidTrainingFileError",
     "MethodNotAllowedError",
@@ -72,6 +74,18 @@ class PromptTooLongError(InvalidRequestError):
     """Prompt and `max_tokens` together can never fit the context window or the KV cache."""
 
     code = "context_length_exceeded"
+
+
+class InvalidGrammarError(InvalidRequestError):
+    """A JSON Schema, pattern or grammar that can't be compiled."""
+
+    code = "invalid_grammar"
+
+
+class GrammarTooComplexError(InvalidRequestError):
+    """A grammar that is too long, or takes too much to compile or to follow."""
+
+    code = "grammar_too_complex"
 
 
 class PayloadTooLargeError(ReftError):

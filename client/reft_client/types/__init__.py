@@ -57,6 +57,7 @@ from .models import (
     VersionInfo,
 )
 from .sampling import PromptTokensDetails, SamplingFields, StreamOptions, Usage
+from .structured import JsonSchema, OutputGrammar, ResponseFormat, StructuredOutputs
 
 __all__ = [
     "AppliedIntervention",
@@ -97,14 +98,18 @@ __all__ = [
     "InterventionRef",
     "InterventionUpload",
     "JobStatus",
+    "JsonSchema",
     "ModelCard",
     "ModelList",
+    "OutputGrammar",
     "PromptTokensDetails",
     "ReftMethod",
+    "ResponseFormat",
     "SamplingFields",
     "SelfTestReport",
     "SelfTestSite",
     "StreamOptions",
+    "StructuredOutputs",
     "SupervisedMethod",
     "TokenLogprob",
     "TokenizeRequest",

@@ -10,6 +10,15 @@ from pydantic import Field, PlainValidator, StrictBool, model_validator
 
 from .base import FiniteFloat, Int, RequestModel, ResponseModel, Text, TokenId, check_text
 from .interventions import InterventionArgument, InterventionRef, intervention_refs
+from .structured import (
+    Choices,
+    JsonSchemaArgument,
+    OutputGrammar,
+    Pattern,
+    ResponseFormat,
+    StructuredOutputs,
+    named_grammar,
+)
 
 __all__ = ["PromptTokensDetails", "SamplingFields", "StreamOptions", "Usage"]
 
@@ -22,23 +31,18 @@ _COMMON_UNSERVED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         # OpenAI's
         "best_of": (1,),
-        "response_format": ({"type": "text"},),
         "suffix": ("",),
         # vLLM's
         "add_special_tokens": (True,),
         "allowed_token_ids": ([],),
         "bad_words": ([],),
-        "guided_choice": (),
-        "guided_grammar": (),
-        "guided_json": (),
-        "guided_regex": (),
+        "guided_whitespace_pattern": (),
         "include_stop_str_in_output": (False,),
         "length_penalty": (1,),
         "logits_processors": ([],),
         "prompt_embeds": (),
         "prompt_logprobs": (),
         "skip_special_tokens": (True,),
-        "structured_outputs": (),
         "truncate_prompt_tokens": (),
         "use_beam_search": (False,),
     }
@@ -86,6 +90,8 @@ class SamplingFields(RequestModel):
         cache_salt: reuse the prefixes of requests with the same salt only (vLLM's).
         intervention: one or several, applied in order; None = the base model.
         return_token_ids: also return the ids of prompt and answer (vLLM's).
+        response_format: what the answer may look like, OpenAI's way; `structured_outputs` is vLLM's, `guided_json`,
+            `guided_regex`, `guided_choice` and `guided_grammar` its older names. At most one of all.
     """
 
     unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = _COMMON_UNSERVED
@@ -113,12 +119,41 @@ class SamplingFields(RequestModel):
     cache_salt: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
     intervention: InterventionArgument = None
     return_token_ids: StrictBool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonSchemaArgument | None = None
+    guided_regex: Pattern | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Pattern | None = None
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> SamplingFields:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream=true")
         return self
+
+    @model_validator(mode="after")
+    def _one_grammar(self) -> SamplingFields:
+        grammars = self._grammars()
+        if len(grammars) > 1:
+            raise ValueError(f"{' and '.join(one.param for one in grammars)} contradict each other: give one")
+        return self
+
+    def _grammars(self) -> tuple[OutputGrammar, ...]:
+        """What each field that asks for a form says."""
+        found = (
+            None if self.response_format is None else self.response_format.grammar(),
+            None if self.structured_outputs is None else self.structured_outputs.to_grammar(),
+            named_grammar("guided_json", schema=self.guided_json),
+            named_grammar("guided_regex", regex=self.guided_regex),
+            named_grammar("guided_choice", choice=self.guided_choice),
+            named_grammar("guided_grammar", grammar=self.guided_grammar),
+        )
+        return tuple(one for one in found if one is not None)
+
+    def output_grammar(self) -> OutputGrammar | None:
+        """What the answer may look like; None = any text."""
+        return next(iter(self._grammars()), None)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

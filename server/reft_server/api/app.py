@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from reft_server.engine.types import Engine
 from reft_server.fine_tuning.service import FineTuning
+from reft_server.grammars import GrammarCompiler
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
 from reft_server.sources import SourceCache
@@ -47,6 +48,9 @@ def create_app(
     context = ApiContext(
         engine=engine,
         tokenization=Tokenization(tokenizer),
+        grammars=GrammarCompiler(
+            tokenizer, engine.model_info.vocab_size, engine.model_info.eos_token_ids, settings.max_grammar_bytes
+        ),
         registry=registry,
         sources=SourceCache(engine, settings.source_cache_bytes),
         settings=settings,
@@ -91,4 +95,5 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         if context.tuning is not None:
             await context.tuning.close()
         await context.engine.stop()
+        context.grammars.close()
         await context.registry.close()

@@ -12,6 +12,7 @@ from starlette.types import Scope
 from reft_server.engine.types import Engine
 from reft_server.errors import FineTuningDisabledError, ReftError
 from reft_server.fine_tuning.service import FineTuning
+from reft_server.grammars import GrammarCompiler
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
 from reft_server.request_context import note
@@ -29,6 +30,7 @@ class ApiContext:
 
     engine: Engine
     tokenization: Tokenization
+    grammars: GrammarCompiler
     registry: Registry
     sources: SourceCache
     settings: ApiSettings

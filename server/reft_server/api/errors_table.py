@@ -22,6 +22,8 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
         server.InvalidRequestError: 400,
         server.UnsupportedParameterError: 400,
         server.PromptTooLongError: 400,
+        server.InvalidGrammarError: 400,
+        server.GrammarTooComplexError: 400,
         server.PayloadTooLargeError: 413,
         server.AuthenticationError: 401,
         server.ModelNotFoundError: 404,

@@ -17,6 +17,7 @@ class ApiSettings:
         max_concurrent_requests: generations that run or wait at once; one more is refused with 429.
         max_choices_per_request: prompts times `n` of one request.
         max_chat_tokens: new tokens of a chat answer whose request sets no limit; None = what is left of the window.
+        max_grammar_bytes: longest JSON Schema, pattern or grammar of one request.
         source_cache_bytes: of hidden rows of source prompts.
         max_intervention_labels: distinct interventions that metrics name; later ones count as `other`.
     """
@@ -28,5 +29,6 @@ class ApiSettings:
     max_concurrent_requests: int = 1024
     max_choices_per_request: int = 128
     max_chat_tokens: int | None = None
+    max_grammar_bytes: int = 64 << 10
     source_cache_bytes: int = 64 << 20
     max_intervention_labels: int = 64

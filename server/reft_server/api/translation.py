@@ -55,7 +55,7 @@ async def plan_completion(context: ApiContext, body: CompletionRequest) -> Gener
         for prompt in body.prompts
     ]
     max_tokens = body.max_tokens if "max_tokens" in body.model_fields_set else None
-    sampling = _sampling(body, body.max_tokens, body.logprobs)
+    sampling = await _sampling(context, body, body.max_tokens, body.logprobs)
     if body.echo and (body.logprobs is not None or not body.max_tokens):
         sampling = replace(sampling, num_prompt_logprobs=body.logprobs or 0)
     plan = await _plan(context, body, "cmpl", prompts, sampling, is_limit_given=max_tokens is not None)
@@ -75,7 +75,7 @@ async def plan_chat(context: ApiContext, body: ChatCompletionRequest) -> Generat
     prompt = await context.tokenization.encode_chat(body.messages)
     window = context.engine.model_info.max_model_len
     limit = body.max_new_tokens or context.settings.max_chat_tokens or window
-    sampling = _sampling(body, limit, (body.top_logprobs or 0) if body.logprobs else None)
+    sampling = await _sampling(context, body, limit, (body.top_logprobs or 0) if body.logprobs else None)
     return await _plan(context, body, "chatcmpl", [prompt], sampling, is_limit_given=body.max_new_tokens is not None)
 
 
@@ -94,7 +94,10 @@ def _check_supported(context: ApiContext, body: SamplingFields, num_prompts: int
         )
 
 
-def _sampling(body: SamplingFields, max_tokens: int, num_logprobs: int | None) -> SamplingParams:
+async def _sampling(
+    context: ApiContext, body: SamplingFields, max_tokens: int, num_logprobs: int | None
+) -> SamplingParams:
+    source = body.output_grammar()
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=body.temperature,
@@ -110,6 +113,7 @@ def _sampling(body: SamplingFields, max_tokens: int, num_logprobs: int | None) -
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=body.repetition_penalty,
+        grammar=None if source is None else await context.grammars.compile(source),
     )
 
 

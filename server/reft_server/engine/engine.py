@@ -265,10 +265,16 @@ class LocalEngine:
         sequence.token_ids.append(token.token_id)
         self._counters["generated_tokens"] += 1
         sampling = sequence.sampling
-        is_eos = token.token_id in self.model_info.eos_token_ids and not sampling.ignore_eos
+        matcher = sequence.matcher
+        is_eos = token.token_id in self.model_info.eos_token_ids and not (sampling.ignore_eos and matcher is None)
         is_stop_token = is_eos or token.token_id in sampling.stop_token_ids
+        if matcher is not None and not is_stop_token:
+            matcher.accept(token.token_id)
+        if matcher is not None and matcher.error is not None:
+            self._finish(sequence, "error", matcher.error)
+            return
         reason: FinishReason | None = None
-        if is_stop_token:
+        if is_stop_token or (matcher is not None and matcher.is_complete):
             reason = "stop"
         elif sequence.num_generated_tokens >= sampling.max_tokens:
             reason = "length"

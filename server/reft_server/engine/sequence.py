@@ -116,7 +116,9 @@ class Sequence:
         self.random = random.Random(request.sampling.seed)
         num_prompt_logprobs = request.sampling.num_prompt_logprobs
         self.prompt_scores = None if num_prompt_logprobs is None else PromptScores(self.token_ids, num_prompt_logprobs)
-        self.logits_processor = logits_processor(request.sampling, self.prompt_length, eos_token_ids)
+        grammar = request.sampling.grammar
+        self.matcher = None if grammar is None else grammar.matcher()
+        self.logits_processor = logits_processor(request.sampling, self.prompt_length, eos_token_ids, self.matcher)
         self.arrival_time_s = time.monotonic()
         self.order = (self.arrival_time_s + _PRIORITY_STEP_S * request.priority, next(_arrivals))
 

@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reft_interventions.components import NO_ROW_SIZES, RowSizes
 from reft_interventions.folded import FoldedSet
 from reft_server.errors import ReftError
@@ -31,6 +34,31 @@ class ModelInfo:
     row_sizes: RowSizes = NO_ROW_SIZES
 
 
+class TokenMatcher(Protocol):
+    """Follows one answer through its grammar, token by token."""
+
+    @property
+    def is_complete(self) -> bool:
+        """The answer is whole, and nothing can follow but its end."""
+
+    @property
+    def error(self) -> ReftError | None:
+        """Why the grammar can't be followed any further."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """`[vocab_size]`: which tokens may come next; EOS where the answer may end here."""
+
+    def accept(self, token_id: int) -> None:
+        """Go on by one token."""
+
+
+class Grammar(Protocol):
+    """What an answer may be, compiled."""
+
+    def matcher(self) -> TokenMatcher:
+        """A fresh one, at the beginning of an answer; cheap, and safe from any thread."""
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How one request's tokens are chosen. `temperature` 0 is greedy.
@@ -50,6 +78,7 @@ class SamplingParams:
         logit_bias: (token id, what is added to its logit).
         presence_penalty: subtracted from the logits of tokens that were generated already.
         frequency_penalty: the same, as often as they were generated.
+        grammar: what the answer may be; None = anything. An answer that is complete ends, `min_tokens` or not.
         repetition_penalty: divides positive logits of tokens in the prompt or the answer, multiplies negative ones.
     """
 
@@ -68,6 +97,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    grammar: Grammar | None = None
 
     @property
     def has_penalties(self) -> bool:
