@@ -160,6 +160,7 @@ class FailingMatcher:
         self._num_tokens = 0
 
     def accept(self, token_id: int) -> None:
+        self._matcher.accept(token_id)
         self._num_tokens += 1
         if self._num_tokens == 2:
             self.error = GrammarTooComplexError("too many states")
