@@ -31,7 +31,7 @@ _COMPLEXITY_MARKS = ("too many", "too large", "too complex", "limit exceeded", "
 
 
 def _limits() -> LLParserLimits:
-    """Bounds of one grammar: at most 0.1 s to compile, 20 ms for a mask, some 20 MB of states (docs/log.md)."""
+    """Bounds of one grammar: half a second to compile, 20 ms for a mask, some 20 MB of states (docs/log.md)."""
     return LLParserLimits(
         initial_lexer_fuel=1_000_000,
         max_grammar_size=100_000,

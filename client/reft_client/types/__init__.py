@@ -56,8 +56,18 @@ from .models import (
     TokenizeResponse,
     VersionInfo,
 )
-from .sampling import PromptTokensDetails, SamplingFields, StreamOptions, Usage
+from .sampling import PromptTokensDetails, SamplingFields, StreamOptions, Timing, Usage
 from .structured import JsonSchema, OutputGrammar, ResponseFormat, StructuredOutputs
+from .tools import (
+    FunctionCall,
+    FunctionCallDelta,
+    FunctionDefinition,
+    NamedFunction,
+    NamedToolChoice,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+)
 
 __all__ = [
     "AppliedIntervention",
@@ -92,6 +102,9 @@ __all__ = [
     "FineTuningJobList",
     "FineTuningJobRequest",
     "FineTuningMethod",
+    "FunctionCall",
+    "FunctionCallDelta",
+    "FunctionDefinition",
     "HealthStatus",
     "InterventionInfo",
     "InterventionList",
@@ -101,6 +114,8 @@ __all__ = [
     "JsonSchema",
     "ModelCard",
     "ModelList",
+    "NamedFunction",
+    "NamedToolChoice",
     "OutputGrammar",
     "PromptTokensDetails",
     "ReftMethod",
@@ -111,9 +126,13 @@ __all__ = [
     "StreamOptions",
     "StructuredOutputs",
     "SupervisedMethod",
+    "Timing",
     "TokenLogprob",
     "TokenizeRequest",
     "TokenizeResponse",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
     "TopLogprob",
     "TrainedIntervention",
     "Usage",

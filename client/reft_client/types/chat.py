@@ -11,7 +11,9 @@ from pydantic import Field, StrictBool, model_validator
 from .base import Int, ResponseModel
 from .interventions import AppliedIntervention
 from .messages import ChatMessage
-from .sampling import SamplingFields, Usage
+from .sampling import SamplingFields, Timing, Usage
+from .structured import OutputGrammar
+from .tools import MAX_TOOLS, NamedToolChoice, Tool, ToolCall, ToolCallDelta, arguments_grammar, calls_grammar
 
 __all__ = [
     "AssistantMessage",
@@ -41,8 +43,6 @@ _CHAT_UNSERVED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "functions": ([],),
         "modalities": (["text"],),
         "prediction": (),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "web_search_options": (),
     }
 )
@@ -54,6 +54,9 @@ class ChatCompletionRequest(SamplingFields):
     Args:
         max_tokens: OpenAI's older name of `max_completion_tokens`; None = as many as fit.
         top_logprobs: how many of the likeliest tokens to list; needs `logprobs`.
+        tools: functions that the answer may call; a list only for templates that know them.
+        tool_choice: `none`, `auto` (where there are tools), `required`, or one function by name.
+        parallel_tool_calls: several calls in one answer.
     """
 
     unserved: ClassVar[Mapping[str, tuple[Any, ...]]] = _CHAT_UNSERVED
@@ -63,6 +66,9 @@ class ChatCompletionRequest(SamplingFields):
     max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
     logprobs: StrictBool = False
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: StrictBool = True
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatCompletionRequest:
@@ -71,6 +77,23 @@ class ChatCompletionRequest(SamplingFields):
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens contradict each other")
         return self
+
+    @property
+    def effective_tool_choice(self) -> Literal["none", "auto", "required"] | NamedToolChoice:
+        """`tool_choice` with its default: `auto` where there are tools."""
+        if not self.tools and self.tool_choice in (None, "auto"):
+            return "none"
+        return self.tool_choice or "auto"
+
+    def _grammars(self) -> tuple[OutputGrammar, ...]:
+        choice = self.effective_tool_choice
+        if choice == "required":
+            if not self.tools:
+                raise ValueError("tool_choice=required needs tools")
+            return (*super()._grammars(), calls_grammar(self.tools, is_parallel=self.parallel_tool_calls))
+        if isinstance(choice, NamedToolChoice):
+            return (*super()._grammars(), arguments_grammar(self.tools or [], choice.function.name))
+        return super()._grammars()
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -103,6 +126,7 @@ class AssistantMessage(ResponseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
 
 
 class ChatChoice(ResponseModel):
@@ -112,6 +136,7 @@ class ChatChoice(ResponseModel):
     message: AssistantMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    timing: Timing | None = None
     token_ids: tuple[int, ...] | None = None
 
 
@@ -133,6 +158,7 @@ class ChatDelta(ResponseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: tuple[ToolCallDelta, ...] | None = None
 
 
 class ChatChunkChoice(ResponseModel):
@@ -142,6 +168,7 @@ class ChatChunkChoice(ResponseModel):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    timing: Timing | None = None
     token_ids: tuple[int, ...] | None = None
 
 

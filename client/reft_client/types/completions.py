@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, StrictBool, ValidationInfo, field_va
 
 from .base import Int, ResponseModel, check_text
 from .interventions import AppliedIntervention
-from .sampling import SamplingFields, Usage
+from .sampling import SamplingFields, Timing, Usage
 
 __all__ = ["CompletionChoice", "CompletionChunk", "CompletionLogprobs", "CompletionRequest", "CompletionResponse"]
 
@@ -85,6 +85,7 @@ class CompletionChoice(ResponseModel):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
+    timing: Timing | None = None
     token_ids: tuple[int, ...] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
 

@@ -1,17 +1,20 @@
-"""A turn of a conversation."""
+"""A turn of a conversation: what was said, what was called, and what came of it."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import PlainValidator, model_validator
+from pydantic import Field, PlainValidator, ValidationInfo, model_validator
 
-from .base import RequestModel, check_text
+from .base import RequestModel, Text, check_text
+from .tools import MAX_CALLS, ToolCall
 
 __all__ = ["ChatMessage"]
 
 
-def _check_content(value: Any) -> Any:
+def _check_content(value: Any, info: ValidationInfo) -> Any:
+    if value is None and info.data.get("tool_calls"):
+        return None
     if isinstance(value, str):
         return check_text(value)
     if not isinstance(value, list) or any(not isinstance(part, dict) for part in value):
@@ -28,19 +31,36 @@ ContentArgument = Annotated[ContentType, PlainValidator(_check_content, json_sch
 
 
 class ChatMessage(RequestModel):
-    """One turn. Unknown fields (`name`, `refusal`, what an SDK echoes back) are kept; tool calls are refused."""
+    """One turn. Unknown fields (`name`, `refusal`, what an SDK echoes back) are kept.
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: ContentArgument
+    Args:
+        content: may be missing only beside `tool_calls`.
+        tool_calls: of an assistant's turn.
+        tool_call_id: of a tool's turn: the call that this is the result of.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] | None = None
+    tool_call_id: Text | None = None
+    content: ContentArgument | None = Field(None, validate_default=True)
 
     @model_validator(mode="after")
-    def _no_tool_calls(self) -> ChatMessage:
-        for name in ("tool_calls", "function_call", "audio"):
+    def _fields_fit_the_role(self) -> ChatMessage:
+        for name in ("function_call", "audio"):
             if (self.model_extra or {}).get(name):
                 raise ValueError(f"{name} is not served")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only an assistant's turn has tool_calls")
         return self
+
+    @property
+    def is_about_tools(self) -> bool:
+        """Only templates that know tools can render this turn."""
+        return self.role == "tool" or bool(self.tool_calls)
 
     @property
     def text(self) -> str:
         """The content as one string; parts are joined by a newline, as vLLM does."""
+        if self.content is None:
+            return ""
         return self.content if isinstance(self.content, str) else "\n".join(part["text"] for part in self.content)

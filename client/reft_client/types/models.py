@@ -8,6 +8,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from .base import RequestModel, ResponseModel, Text, TokenId
 from .messages import ChatMessage
+from .tools import MAX_TOOLS, Tool
 
 __all__ = [
     "DetokenizeRequest",
@@ -61,6 +62,7 @@ class TokenizeRequest(RequestModel):
     model: Text | None = None
     prompt: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     add_special_tokens: StrictBool = True
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from .structured import (
     named_grammar,
 )
 
-__all__ = ["PromptTokensDetails", "SamplingFields", "StreamOptions", "Usage"]
+__all__ = ["PromptTokensDetails", "SamplingFields", "StreamOptions", "Timing", "Usage"]
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 1024
@@ -90,6 +90,7 @@ class SamplingFields(RequestModel):
         cache_salt: reuse the prefixes of requests with the same salt only (vLLM's).
         intervention: one or several, applied in order; None = the base model.
         return_token_ids: also return the ids of prompt and answer (vLLM's).
+        return_timing: also say how long each answer waited and ran.
         response_format: what the answer may look like, OpenAI's way; `structured_outputs` is vLLM's, `guided_json`,
             `guided_regex`, `guided_choice` and `guided_grammar` its older names. At most one of all.
     """
@@ -119,6 +120,7 @@ class SamplingFields(RequestModel):
     cache_salt: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
     intervention: InterventionArgument = None
     return_token_ids: StrictBool = False
+    return_timing: StrictBool = False
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: JsonSchemaArgument | None = None
@@ -175,6 +177,14 @@ class SamplingFields(RequestModel):
         """Names of the fields in this request that are not served and ask for something."""
         extra = self.model_extra or {}
         return tuple(name for name, neutral in self.unserved.items() if name in extra and extra[name] not in neutral)
+
+
+class Timing(ResponseModel):
+    """Of one answer, in seconds since the engine got it: until it first ran, until its first token, until its end."""
+
+    queue_s: float
+    time_to_first_token_s: float
+    total_s: float
 
 
 class PromptTokensDetails(ResponseModel):

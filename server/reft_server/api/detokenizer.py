@@ -80,7 +80,7 @@ class StopStringFilter:
             self.is_stopped = True
             self._held = ""
             return text[: min(found)[1]]
-        num_held = max(_num_open(text, stop) for stop in self._stops)
+        num_held = max(num_open(text, stop) for stop in self._stops)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
 
@@ -90,7 +90,7 @@ class StopStringFilter:
         return held
 
 
-def _num_open(text: str, stop: str) -> int:
+def num_open(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

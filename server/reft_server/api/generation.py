@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from reft_client.types import Timing
 from reft_server.engine.types import GenerationRequest, TokenOutput, TokenStream
 from reft_server.errors import EngineDeadError, RequestTimeoutError
 from reft_server.request_context import note
 
 from .context import ApiContext
 from .detokenizer import StopStringFilter
+from .tool_calls import CallPiece
 from .translation import GenerationPlan
 
 _LOGGED_HASH_LENGTH = len("sha256:") + 12  # as many digits as a reference to a version needs
@@ -28,6 +30,8 @@ class Delta:
         text_offsets: characters of the answer before each of `tokens`.
         token_ids: every generated id, EOS and stop tokens too.
         num_cached_tokens: prompt tokens that were not computed again; in the choice's first piece.
+        calls: what of the text is tool calls; `text` is the rest.
+        timing: in the choice's last piece.
     """
 
     index: int
@@ -37,6 +41,8 @@ class Delta:
     token_ids: tuple[int, ...]
     finish_reason: str | None
     num_cached_tokens: int = 0
+    calls: tuple[CallPiece, ...] = ()
+    timing: Timing | None = None
 
 
 @dataclass
@@ -49,6 +55,8 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     num_cached_tokens: int = 0
+    calls: list[CallPiece] = field(default_factory=list)
+    timing: Timing | None = None
 
     def add(self, delta: Delta) -> None:
         """Append a piece."""
@@ -58,6 +66,13 @@ class Answer:
         self.token_ids += delta.token_ids
         self.finish_reason = delta.finish_reason
         self.num_cached_tokens += delta.num_cached_tokens
+        self.timing = delta.timing
+        for piece in delta.calls:
+            if piece.index < len(self.calls):
+                whole = self.calls[piece.index]
+                self.calls[piece.index] = replace(whole, arguments=whole.arguments + piece.arguments)
+            else:
+                self.calls.append(piece)
 
 
 class Choice:
@@ -76,6 +91,7 @@ class Choice:
         self._metrics = context.metrics
         self._detokenizer = context.tokenization.detokenizer()
         self._stops = StopStringFilter(plan.stop_strings)
+        self._tool_parser = None if plan.tool_parser is None else plan.tool_parser()
         self._min_tokens = plan.requests[index].sampling.min_tokens
         self.num_tokens = 0
         self._tokenization = context.tokenization
@@ -83,6 +99,8 @@ class Choice:
         self._num_characters = len(self._echo)
         self._started_at = self._last_token_at = time.monotonic()
         self._has_token = False
+        self._queue_s = 0.0
+        self._time_to_first_token_s: float | None = None
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Yield the choice's pieces; the last one has a `finish_reason`.
@@ -94,7 +112,7 @@ class Choice:
         finish_reason: str | None = None
         try:
             while finish_reason is None:
-                delta = self._delta(await self._next(iterator))
+                delta = self._without_calls(self._delta(await self._next(iterator)))
                 finish_reason = delta.finish_reason
                 if finish_reason is not None:
                     self._metrics.count_success(finish_reason)
@@ -134,8 +152,35 @@ class Choice:
             if self._stops.is_stopped:
                 finish_reason = "stop"
                 break
-        num_cached = sum(output.num_cached_tokens for output in outputs)
-        return Delta(self._index, text, tuple(tokens), tuple(offsets), tuple(ids), finish_reason, num_cached)
+        self._queue_s += sum(output.queue_time_s for output in outputs)
+        return Delta(
+            self._index,
+            text,
+            tuple(tokens),
+            tuple(offsets),
+            tuple(ids),
+            finish_reason,
+            num_cached_tokens=sum(output.num_cached_tokens for output in outputs),
+            timing=None if finish_reason is None else self._timing(),
+        )
+
+    def _timing(self) -> Timing:
+        total_s = time.monotonic() - self._started_at
+        first_s = self._time_to_first_token_s
+        return Timing(
+            queue_s=self._queue_s, time_to_first_token_s=total_s if first_s is None else first_s, total_s=total_s
+        )
+
+    def _without_calls(self, delta: Delta) -> Delta:
+        """The same piece, tool calls taken out of its text."""
+        parser = self._tool_parser
+        if parser is None:
+            return delta
+        text, calls = parser.add(delta.text, is_last=delta.finish_reason is not None)
+        reason = delta.finish_reason
+        if reason == "stop" and parser.has_calls and parser.ends_with_calls:
+            reason = "tool_calls"
+        return replace(delta, text=text, calls=calls, finish_reason=reason)
 
     def _pass_on(self, settled: str) -> str:
         self._num_characters += len(settled)
@@ -146,6 +191,8 @@ class Choice:
         now = time.monotonic()
         histogram = self._metrics.inter_token_latency if self._has_token else self._metrics.time_to_first_token
         histogram.observe(now - self._last_token_at)
+        if not self._has_token:
+            self._time_to_first_token_s = now - self._started_at
         self._last_token_at = now
         self._has_token = True
 

@@ -26,14 +26,19 @@ from reft_client.types import (
     CompletionLogprobs,
     CompletionRequest,
     CompletionResponse,
+    FunctionCall,
+    FunctionCallDelta,
     PromptTokensDetails,
     SamplingFields,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 
 from .generation import Answer, Delta
 from .logprobs import chat_logprobs, completion_logprobs
 from .tokenization import Tokenization
+from .tool_calls import CallPiece
 from .translation import GenerationPlan
 
 
@@ -66,7 +71,9 @@ class Output(ABC):
         """The event of a piece; None where there is nothing to tell (text held back, no logprobs)."""
         self._num_completion_tokens += len(delta.token_ids)
         self._count_cached(delta.index, delta.num_cached_tokens)
-        is_silent = not (delta.text or delta.finish_reason or self.has_logprobs or self._body.return_token_ids)
+        is_silent = not (
+            delta.text or delta.calls or delta.finish_reason or self.has_logprobs or self._body.return_token_ids
+        )
         if is_silent:
             return None
         is_first = delta.index not in self._started
@@ -94,6 +101,9 @@ class Output(ABC):
 
     def _token_ids(self, token_ids: Sequence[int]) -> dict[str, Any]:
         return {"token_ids": tuple(token_ids)} if self._body.return_token_ids else {}
+
+    def _timing(self, piece: Delta | Answer) -> dict[str, Any]:
+        return {"timing": piece.timing} if self._body.return_timing and piece.timing is not None else {}
 
     def _prompt_token_ids(self, index: int) -> dict[str, Any]:
         ids = self._plan.requests[index].prompt_token_ids
@@ -136,6 +146,7 @@ class CompletionOutput(Output):
             logprobs=self._logprobs(piece),
             finish_reason=piece.finish_reason,
             **self._token_ids(piece.token_ids),
+            **self._timing(piece),
             **(self._prompt_token_ids(index) if is_first else {}),
         )
 
@@ -168,13 +179,19 @@ class ChatOutput(Output):
         return chat_logprobs(piece.tokens, self._tokenization) if self._has_logprobs else None
 
     def _chunk(self, delta: Delta, *, is_first: bool) -> ChatChunk:
-        message = ChatDelta(role="assistant", content=delta.text) if is_first else ChatDelta(content=delta.text)
+        fields: dict[str, Any] = {"role": "assistant"} if is_first else {}
+        if delta.text or not delta.calls:
+            fields["content"] = delta.text
+        if delta.calls:
+            fields["tool_calls"] = tuple(_call_delta(piece) for piece in delta.calls)
+        message = ChatDelta(**fields)
         choice = ChatChunkChoice(
             index=delta.index,
             delta=message,
             logprobs=self._logprobs(delta),
             finish_reason=delta.finish_reason,
             **self._token_ids(delta.token_ids),
+            **self._timing(delta),
         )
         extra = self._prompt_token_ids(delta.index) if is_first else {}
         return ChatChunk(object="chat.completion.chunk", choices=(choice,), **(self._head(is_first=is_first) | extra))
@@ -186,12 +203,34 @@ class ChatOutput(Output):
         choices = tuple(
             ChatChoice(
                 index=index,
-                message=AssistantMessage(role="assistant", content=answer.text),
+                message=_message(answer),
                 logprobs=self._logprobs(answer),
                 finish_reason=answer.finish_reason,
                 **self._token_ids(answer.token_ids),
+                **self._timing(answer),
             )
             for index, answer in enumerate(answers)
         )
         fields = self._head() | {"usage": self._usage()} | self._prompt_token_ids(0)
         return ChatCompletionResponse(object="chat.completion", choices=choices, **fields)
+
+
+def _message(answer: Answer) -> AssistantMessage:
+    if not answer.calls:
+        return AssistantMessage(role="assistant", content=answer.text)
+    calls = tuple(
+        ToolCall(
+            id=call.call_id or "",
+            type="function",
+            function=FunctionCall(name=call.name or "", arguments=call.arguments),
+        )
+        for call in answer.calls
+    )
+    return AssistantMessage(role="assistant", content=answer.text or None, tool_calls=calls)
+
+
+def _call_delta(piece: CallPiece) -> ToolCallDelta:
+    if piece.name is None:
+        return ToolCallDelta(index=piece.index, function=FunctionCallDelta(arguments=piece.arguments))
+    function = FunctionCallDelta(name=piece.name, arguments=piece.arguments)
+    return ToolCallDelta(index=piece.index, id=piece.call_id, type="function", function=function)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from reft_client.types import ChatMessage
-from reft_server.errors import InvalidRequestError
+from reft_client.types import ChatMessage, Tool, ToolCall
+from reft_server.errors import InvalidRequestError, UnsupportedParameterError
 
 from .detokenizer import IncrementalDetokenizer
+from .tool_calls import ToolSyntax, tool_syntax
 
 MAX_INLINE_CHARACTERS = 2048
 """Longer texts are tokenized in a thread: the event loop serves everybody."""
@@ -30,6 +32,7 @@ class Tokenization:
         self._special_token_ids = frozenset(
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         )
+        self.tool_syntax: ToolSyntax | None = _tool_syntax(tokenizer)
 
     async def encode(self, text: str, *, param: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of a text.
@@ -42,11 +45,12 @@ class Tokenization:
             return self._encode(text, add_special_tokens)
         return await asyncio.to_thread(self._encode, text, add_special_tokens)
 
-    async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    async def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Token ids of a conversation, with the beginning of the assistant's turn, by the model's chat template.
 
         Raises:
             InvalidRequestError: the model has no template, or the template refuses the messages.
+            UnsupportedParameterError: tools, or turns about them, for a template that knows none.
         """
         if not self._tokenizer.chat_template:
             raise InvalidRequestError(
@@ -54,9 +58,13 @@ class Tokenization:
             )
         for index, message in enumerate(messages):
             check_encodable(message.text, f"messages[{index}].content")
-        if sum(len(message.text) for message in messages) <= MAX_INLINE_CHARACTERS:
-            return self._encode_chat(messages)
-        return await asyncio.to_thread(self._encode_chat, messages)
+        if self.tool_syntax is None and (tools or any(message.is_about_tools for message in messages)):
+            param = "tools" if tools else "messages"
+            refusal = "The base model's chat template knows no tools, or a syntax of calls that is not served"
+            raise UnsupportedParameterError(refusal, param=param)
+        if not tools and sum(len(message.text) for message in messages) <= MAX_INLINE_CHARACTERS:
+            return self._encode_chat(messages, tools)
+        return await asyncio.to_thread(self._encode_chat, messages, tools)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -102,19 +110,46 @@ class Tokenization:
         encoded = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
         return tuple(encoded["input_ids"])
 
-    def _encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-        # "developer" is OpenAI's newer word for "system"; templates know only the latter
-        turns: list[dict[str, Any]] = [
-            {"role": "system" if message.role == "developer" else message.role, "content": message.text}
-            for message in messages
-        ]
+    def _encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> tuple[int, ...]:
+        turns = [_turn(message, index) for index, message in enumerate(messages)]
+        described: list[Any] = [tool.model_dump(exclude_unset=True) for tool in tools]
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = self._tokenizer.apply_chat_template(
+                turns, tools=described or None, tokenize=False, add_generation_prompt=True
+            )
         except TemplateError as error:
             raise InvalidRequestError(
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from error
         return self._encode(str(text), add_special_tokens=False)
+
+
+def _turn(message: ChatMessage, index: int) -> dict[str, Any]:
+    """A message as templates know it: arguments of calls are objects, and "developer" is OpenAI's newer "system"."""
+    turn: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": message.text,
+    }
+    if message.tool_calls:
+        turn["tool_calls"] = [_called(call, index) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+def _called(call: ToolCall, index: int) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        message = f"The arguments of the call {call.function.name} are no JSON: {error}"
+        raise InvalidRequestError(message, param=f"messages[{index}].tool_calls") from error
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _tool_syntax(tokenizer: PreTrainedTokenizerBase) -> ToolSyntax | None:
+    if not tokenizer.chat_template:
+        return None
+    return tool_syntax(tokenizer.get_chat_template(tools=[]))  # a model may have a template of its own for tools
 
 
 def check_encodable(text: str, param: str) -> None:

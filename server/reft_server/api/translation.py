@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from reft_client.types import AppliedIntervention, ChatCompletionRequest, CompletionRequest, SamplingFields
@@ -13,6 +13,7 @@ from reft_server.errors import InvalidRequestError, PromptTooLongError, Unsuppor
 
 from .applied import apply_interventions
 from .context import ApiContext
+from .tool_calls import ToolParser, tool_parser
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class GenerationPlan:
         num_choices_per_prompt: the request's `n`.
         echoes: what each choice starts with: its prompt, or nothing.
         applied: the interventions, as resolved; the same for every choice.
+        tool_parser: makes what finds the calls of one answer; None where none can come.
     """
 
     response_id: str
@@ -36,6 +38,7 @@ class GenerationPlan:
     stop_strings: tuple[str, ...]
     echoes: tuple[str, ...]
     applied: tuple[AppliedIntervention, ...]
+    tool_parser: Callable[[], ToolParser] | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -72,11 +75,14 @@ async def plan_chat(context: ApiContext, body: ChatCompletionRequest) -> Generat
         ReftError: a field that can't be served; see docs/errors.md.
     """
     _check_supported(context, body, 1)
-    prompt = await context.tokenization.encode_chat(body.messages)
+    is_calling = body.effective_tool_choice != "none"
+    prompt = await context.tokenization.encode_chat(body.messages, body.tools or () if is_calling else ())
     window = context.engine.model_info.max_model_len
     limit = body.max_new_tokens or context.settings.max_chat_tokens or window
     sampling = await _sampling(context, body, limit, (body.top_logprobs or 0) if body.logprobs else None)
-    return await _plan(context, body, "chatcmpl", [prompt], sampling, is_limit_given=body.max_new_tokens is not None)
+    is_limit_given = body.max_new_tokens is not None
+    plan = await _plan(context, body, "chatcmpl", [prompt], sampling, is_limit_given=is_limit_given)
+    return replace(plan, tool_parser=tool_parser(body, context.tokenization.tool_syntax))
 
 
 def _check_supported(context: ApiContext, body: SamplingFields, num_prompts: int) -> None:

@@ -281,7 +281,12 @@ class LocalEngine:
         output = TokenOutput(token.token_id, token.logprob, token.top_logprobs, reason, is_stop_token)
         if sequence.num_generated_tokens == 1:
             num_cached = sequence.num_cached_tokens or 0
-            output = replace(output, num_cached_tokens=num_cached, prompt_tokens=sequence.prompt_tokens)
+            output = replace(
+                output,
+                num_cached_tokens=num_cached,
+                queue_time_s=sequence.queue_time_s,
+                prompt_tokens=sequence.prompt_tokens,
+            )
         self._outputs.setdefault(sequence, []).append(output)
         if reason is not None:
             self._scheduler.finish(sequence)
@@ -292,7 +297,9 @@ class LocalEngine:
             self._fail_not_finite(sequence)
             return
         reason: FinishReason = "stop" if sequence.request.captures else "length"
-        output = TokenOutput(None, finish_reason=reason, prompt_tokens=sequence.prompt_tokens)
+        output = TokenOutput(
+            None, finish_reason=reason, queue_time_s=sequence.queue_time_s, prompt_tokens=sequence.prompt_tokens
+        )
         self._outputs.setdefault(sequence, []).append(output)
         self._scheduler.finish(sequence)
 

@@ -218,7 +218,9 @@ class Scheduler:
         while not self._placement.place(sequence):
             if not self._take_place_for(sequence, step):
                 return False
-        sequence.has_run = True
+        if not sequence.has_run:
+            sequence.has_run = True
+            sequence.queue_time_s = time.monotonic() - sequence.arrival_time_s
         self.waiting.admit(sequence)
         self.running.append(sequence)
         return True

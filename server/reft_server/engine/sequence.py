@@ -113,6 +113,7 @@ class Sequence:
         self.num_cached_tokens: int | None = None  # reused at the first admission
         self.waits_for: tuple[Sequence, int] | None = None
         self.has_run = False
+        self.queue_time_s = 0.0  # until it first ran
         self.random = random.Random(request.sampling.seed)
         num_prompt_logprobs = request.sampling.num_prompt_logprobs
         self.prompt_scores = None if num_prompt_logprobs is None else PromptScores(self.token_ids, num_prompt_logprobs)

@@ -136,6 +136,7 @@ class TokenOutput:
     `token_id` is None only in a last event that carries no token (cancelled, error, the end of a capture).
     `is_stop_token` marks an EOS or stop token: counted, but not part of the text.
     `num_cached_tokens`: prompt tokens whose K and V were reused; in a request's first token only.
+    `queue_time_s`: between the submission and the first step; in the first output.
     `prompt_tokens`: the prompt's tokens with their logprobs, where they were asked for; in a request's first output.
     The first of them has no logprob.
     """
@@ -147,6 +148,7 @@ class TokenOutput:
     is_stop_token: bool = False
     error: ReftError | None = None
     num_cached_tokens: int = 0
+    queue_time_s: float = 0.0
     prompt_tokens: tuple[TokenOutput, ...] = ()
 
 

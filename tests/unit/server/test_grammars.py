@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from reft_client.types import OutputGrammar
 from reft_server.errors import GrammarTooComplexError, InvalidGrammarError
@@ -144,25 +144,21 @@ def test_what_is_no_grammar_is_refused_with_its_reason(
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [
-        ("regex", "a" * 64_001),
-        ("json_schema", '{"type":"array","items":' * 500 + "{}" + "}" * 500),
-        ("json_schema", {"properties": {f"p{i}": {"type": "string", "pattern": f"^a+{i}$"} for i in range(999)}}),
-        ("regex", "((a{1,900}b){1,900}c){1,900}" * 20),
-    ],
-    ids=["long", "deep", "many", "repeated"],
-)  # fmt: skip
-def test_what_takes_too_much_is_refused(compiler: GrammarCompiler, kind: str, text: object) -> None:
-    with pytest.raises((GrammarTooComplexError, InvalidGrammarError)) as caught:
+    [("regex", "a" * 64_001), ("json_schema", '{"type":"array","items":' * 500 + "{}" + "}" * 500)],
+    ids=["long", "deep"],
+)
+def test_what_takes_too_much_is_refused(compiler: GrammarCompiler, kind: str, text: str) -> None:
+    with pytest.raises(GrammarTooComplexError) as caught:
         compile_text(compiler, kind, text)
-    assert len(caught.value.message) < 700
+    assert caught.value.param == "field"
 
 
 def test_grammar_whose_states_explode_ends_with_an_error(compiler: GrammarCompiler) -> None:
-    matcher = compile_text(compiler, "regex", "([ab]*a[ab]{20}c)").matcher()
-    letters = [TOKENIZER(character)["input_ids"][0] for character in "ab"]
-    for step in range(200_000):
-        matcher.accept(letters[(step * step // 3) % 2])
+    """Which of the last 25 characters were `a` or `b` takes 2**25 states; memory and time stay bounded."""
+    matcher = compile_text(compiler, "regex", "(.*[ab]).{25}z").matcher()
+    chosen = random.Random(0)
+    for _ in range(1000):
+        matcher.accept(chosen.choice(matcher.allowed().nonzero()[0].tolist()))
         if matcher.error is not None:
             break
     assert isinstance(matcher.error, GrammarTooComplexError)
@@ -191,4 +187,3 @@ def test_only_the_last_grammars_are_kept(compiler: GrammarCompiler) -> None:
         compile_text(compiler, "regex", f"a{index}")
     assert len(compiler._compiled) == MAX_COMPILED
     assert compile_text(compiler, "regex", "first") is not first
-    assert isinstance(TOKENIZER, PreTrainedTokenizerFast)

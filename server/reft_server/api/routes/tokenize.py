@@ -17,7 +17,7 @@ router = APIRouter(tags=["tokenizer"], responses={400: ERROR})
 async def tokenize(context: Context, body: TokenizeRequest) -> TokenizeResponse:
     """What a completion of `prompt`, or a chat completion of `messages`, would start from."""
     if body.messages is not None:
-        tokens = await context.tokenization.encode_chat(body.messages)
+        tokens = await context.tokenization.encode_chat(body.messages, body.tools or ())
     else:
         tokens = await context.tokenization.encode(
             body.prompt or "", param="prompt", add_special_tokens=body.add_special_tokens
