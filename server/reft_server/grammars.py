@@ -6,7 +6,6 @@ Compiling runs in a thread of its own, with the library's fuel as its bound; the
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +20,6 @@ from reft_client.types import OutputGrammar
 
 from .errors import GrammarTooComplexError, InvalidGrammarError, UnsupportedParameterError
 
-MAX_COMPILED = 64
 MAX_MESSAGE_CHARACTERS = 500
 
 _WHITESPACE = r"[ \t\r\n]{0,32}"
@@ -79,7 +77,10 @@ class GuidanceGrammar:
 
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer, and keeps the last ones.
+    """Compiles grammars for one tokenizer.
+
+    Nothing compiled is kept for the next request: copies of a matcher share the states that any of them has reached,
+    and with them the bound on states, so one request's answer could end another's.
 
     Args:
         vocab_size: of the model: how long a mask is.
@@ -95,11 +96,10 @@ class GrammarCompiler:
         self._eos_token_ids = sorted(eos_token_ids)
         self._max_bytes = max_bytes
         self._llguidance_tokenizer: LLTokenizer | None = None  # made when the first grammar comes: it takes a second
-        self._compiled: OrderedDict[OutputGrammar, GuidanceGrammar] = OrderedDict()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reft-grammar")
 
     async def compile(self, source: OutputGrammar) -> GuidanceGrammar:
-        """The grammar, compiled now or lately.
+        """The grammar, compiled for one request.
 
         Raises:
             InvalidGrammarError: it is no grammar, or says something that the library doesn't know.
@@ -118,21 +118,12 @@ class GrammarCompiler:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _compile(self, source: OutputGrammar) -> GuidanceGrammar:
-        if source in self._compiled:
-            self._compiled.move_to_end(source)
-            return self._compiled[source]
         matcher = LLMatcher(self._guidance_tokenizer(source), _text(source), log_level=0, limits=_limits())
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first one fills caches, and finds what is too complex
         if matcher.is_error():
-            message = _message(matcher)
-            is_complex = any(mark in message for mark in _COMPLEXITY_MARKS)
-            error = GrammarTooComplexError if is_complex else InvalidGrammarError
-            raise error(f"{source.param} can't be compiled: {message}", param=source.param)
-        compiled = self._compiled[source] = GuidanceGrammar(matcher, self._vocab_size)
-        if len(self._compiled) > MAX_COMPILED:
-            self._compiled.popitem(last=False)
-        return compiled
+            raise _refusal(source, _message(matcher))
+        return GuidanceGrammar(matcher, self._vocab_size)
 
     def _guidance_tokenizer(self, source: OutputGrammar) -> LLTokenizer:
         if self._llguidance_tokenizer is None:
@@ -154,8 +145,13 @@ def _text(source: OutputGrammar) -> str:
             return LLMatcher.grammar_from_json_schema(source.text, overrides={"whitespace_pattern": _WHITESPACE})
         return llguidance.grammar_from(source.kind, source.text)
     except (ValueError, RecursionError) as error:
-        message = f"{source.param} is no grammar: {str(error)[:MAX_MESSAGE_CHARACTERS]}"
-        raise InvalidGrammarError(message, param=source.param) from error
+        raise _refusal(source, str(error)[:MAX_MESSAGE_CHARACTERS]) from error
+
+
+def _refusal(source: OutputGrammar, message: str) -> InvalidGrammarError | GrammarTooComplexError:
+    is_complex = any(mark in message for mark in _COMPLEXITY_MARKS)
+    error = GrammarTooComplexError if is_complex else InvalidGrammarError
+    return error(f"{source.param} can't be compiled: {message}", param=source.param)
 
 
 def _message(matcher: LLMatcher) -> str:

@@ -15,6 +15,8 @@ __all__ = ["ChatMessage"]
 def _check_content(value: Any, info: ValidationInfo) -> Any:
     if value is None and info.data.get("tool_calls"):
         return None
+    if value is None:
+        raise ValueError("is required")
     if isinstance(value, str):
         return check_text(value)
     if not isinstance(value, list) or any(not isinstance(part, dict) for part in value):
@@ -26,7 +28,7 @@ def _check_content(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
-ContentType = str | list[dict[str, Any]]
+ContentType = str | list[dict[str, Any]] | None
 ContentArgument = Annotated[ContentType, PlainValidator(_check_content, json_schema_input_type=ContentType)]
 
 
@@ -42,7 +44,7 @@ class ChatMessage(RequestModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] | None = None
     tool_call_id: Text | None = None
-    content: ContentArgument | None = Field(None, validate_default=True)
+    content: ContentArgument = Field(None, validate_default=True)
 
     @model_validator(mode="after")
     def _fields_fit_the_role(self) -> ChatMessage:

@@ -74,7 +74,7 @@ def problems(error: ValidationError) -> list[str]:
         ("intervention", {"name": "a", "subspaces": "0"}),
         ("intervention", {"name": "a", "source": []}),
         ("intervention", {"name": "a", "source": [1, "b"]}),
-        ("intervention", {"name": "a", "source": [{"role": "tool", "content": "x"}]}),
+        ("intervention", {"name": "a", "source": [{"role": "robot", "content": "x"}]}),
         ("intervention", {"name": "a@3", "version": 4}),
         ("prompt", "\ud800"),
         ("prompt", ["a", "\udfff"]),
@@ -171,16 +171,17 @@ def test_intervention_ref_prints_as_it_is_written(name: str) -> None:
         ({"length_penalty": 0.1, "bad_words": ["x"]}, ("bad_words", "length_penalty")),
         ({"presence_penalty": 0.1, "frequency_penalty": -1, "logit_bias": {"1": 5}, "min_p": 0.1}, ()),
         ({"response_format": {"type": "text"}}, ()),
-        ({"response_format": {"type": "json_object"}}, ("response_format",)),
+        ({"response_format": {"type": "json_object"}}, ()),
+        ({"logprobs": 1, "prompt_logprobs": 1}, ("prompt_logprobs",)),
     ],
 )
 def test_request_names_what_is_not_served(fields: dict[str, Any], expected: tuple[str, ...]) -> None:
     assert CompletionRequest.model_validate({"prompt": "x", **fields}).unserved_parameters() == expected
 
 
-def test_chat_request_names_tools_as_not_served() -> None:
-    fields = {"messages": [USER], "tools": [{"type": "function"}], "tool_choice": "auto"}
-    assert ChatCompletionRequest.model_validate(fields).unserved_parameters() == ("tools",)
+def test_chat_request_names_functions_as_not_served() -> None:
+    fields = {"messages": [USER], "functions": [{"name": "f"}], "function_call": "auto"}
+    assert ChatCompletionRequest.model_validate(fields).unserved_parameters() == ("function_call", "functions")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_chat_request_names_tools_as_not_served() -> None:
         ({"max_tokens": 2, "max_completion_tokens": 3}, "contradict"),
         ({"stream_options": {"include_usage": True}}, "needs stream"),
         ({"messages": []}, "at least 1"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "'system'"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "'system'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, "only"),
         ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "tool_calls"),
