@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from tests.e2e.conftest import MakeFile, Server
@@ -120,6 +122,35 @@ def test_sdk_chat_logprobs(sdk: openai.OpenAI) -> None:
     content = chat.choices[0].logprobs.content or []
     assert b"".join(bytes(token.bytes or ()) for token in content).decode() == chat.choices[0].message.content
     assert all(len(token.top_logprobs) == 2 for token in content)
+
+
+class Capital(pydantic.BaseModel):
+    """What an answer is parsed into."""
+
+    city: str
+    is_in_europe: bool
+
+
+def test_sdk_parses_an_answer_of_a_schema(sdk: openai.OpenAI, style: str) -> None:
+    """Whatever edits the model, the answer is of the schema."""
+    for model in ("base", style):
+        chat = sdk.chat.completions.parse(
+            model=model, messages=QUESTION, response_format=Capital, max_tokens=128, temperature=0  # type: ignore[arg-type]
+        )  # fmt: skip
+        assert chat.choices[0].finish_reason == "stop"
+        assert isinstance(chat.choices[0].message.parsed, Capital)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "pattern"),
+    [("regex", "[A-Z][a-z]{2,9}!", "[A-Z][a-z]{2,9}!"), ("choice", ["Lyon", "Nice"], "Lyon|Nice")],
+)
+def test_sdk_answer_of_a_pattern_or_a_choice(sdk: openai.OpenAI, field: str, value: object, pattern: str) -> None:
+    completion = complete(sdk, extra_body={"structured_outputs": {field: value}, "return_timing": True})
+    assert re.fullmatch(pattern, completion.choices[0].text)
+    assert completion.choices[0].finish_reason == "stop"
+    timing = completion.choices[0].model_extra["timing"]  # type: ignore[index]
+    assert 0 <= timing["queue_s"] < timing["time_to_first_token_s"] <= timing["total_s"]
 
 
 def test_sdk_stop_string_ends_the_answer(sdk: openai.OpenAI) -> None:

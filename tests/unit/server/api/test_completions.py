@@ -299,3 +299,20 @@ def test_request_id_of_the_client_names_nothing_inside(client: TestClient, engin
 def test_request_id_of_the_client_is_replaced_where_it_is_odd(client: TestClient, value: str) -> None:
     chosen = client.get("/health", headers={"x-request-id": value}).headers["x-request-id"]
     assert chosen.startswith("req-")
+
+
+@pytest.mark.parametrize("url", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_timing_is_told_on_demand(client: TestClient, url: str, stream: bool) -> None:
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "prompt": "a", "n": 2, "max_tokens": 3}
+    if stream:
+        chunks = [chunk["choices"][0] for chunk in events(client, url, return_timing=True, **body)[:-1]]
+        assert all(("timing" in chunk) == (chunk["finish_reason"] is not None) for chunk in chunks)
+        choices = [chunk for chunk in chunks if "timing" in chunk]
+    else:
+        choices = client.post(url, json={**body, "return_timing": True}).json()["choices"]
+        assert all("timing" not in choice for choice in client.post(url, json=body).json()["choices"])
+    assert len(choices) == 2
+    for choice in choices:
+        timing = choice["timing"]
+        assert 0 <= timing["queue_s"] <= timing["time_to_first_token_s"] <= timing["total_s"]
