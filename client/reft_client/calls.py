@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 CHUNK_BYTES = 256 * 1024
+_FULL_NAME = re.compile(r"(?P<owner>[a-z0-9][a-z0-9._-]*)/(?P<name>[a-z0-9][a-z0-9._-]*)")  # a set of another tenant
 
 
 class FileBody(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -232,8 +234,8 @@ def get_intervention(name: str, version: int | str | None) -> Call[InterventionI
 
 def list_versions(name: str) -> Call[VersionList]:
     """`GET /v1/interventions/{name}/versions`."""
-    path, _ = _target(name, None)
-    return Call("GET", f"{path}/versions", VersionList, is_idempotent=True)
+    path, params = _target(name, None)
+    return Call("GET", f"{path}/versions", VersionList, params=params, is_idempotent=True)
 
 
 def delete_intervention(name: str, version: int | str | None) -> Call[DeleteResponse]:
@@ -254,8 +256,11 @@ def _target(name: str, version: int | str | None) -> tuple[str, dict[str, str]]:
         ref = InterventionRef(name=name, version=version)
     except ValidationError as error:
         raise InvalidArgumentError(error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")) from error
-    path = f"/v1/interventions/{quote(ref.name, safe='')}"
-    return path, {} if ref.version is None else {"version": str(ref.version)}
+    full = _FULL_NAME.fullmatch(ref.name)
+    bare, params = (full["name"], {"tenant": full["owner"]}) if full else (ref.name, {})
+    if ref.version is not None:
+        params["version"] = str(ref.version)
+    return f"/v1/interventions/{quote(bare, safe='')}", params
 
 
 def list_models() -> Call[ModelList]:

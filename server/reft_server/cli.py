@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +16,9 @@ from reft_server.base_model import locate_model
 from reft_server.config import SettingField, Settings, load_settings, setting_fields
 from reft_server.errors import ConfigurationError, ReftError
 from reft_server.logging_setup import configure_logging
-from reft_server.serving import build_app, run
+from reft_server.serving import build_app, check_exposure, run
+from reft_server.tenants import TenantDirectory
+from reft_server.tenants.cli import main as keys_command
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,10 @@ EXIT_USAGE = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until a signal ends it. 0 = clean end; 2 = it can't start, with a sentence on stderr."""
-    options = vars(_parser().parse_args(argv))
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["keys"]:
+        return keys_command(arguments[1:])
+    options = vars(_parser().parse_args(arguments))
     is_fetch_only = options.pop("fetch_only")
     try:
         settings = load_settings(_overrides(options))
@@ -40,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="reft-serve",
-        usage="%(prog)s [--SETTING VALUE ...] [--fetch-only] [--version]",
+        usage="%(prog)s [--SETTING VALUE ...] [--fetch-only] [--version]\n       %(prog)s keys --help",
         description="Serve one frozen base model; every request may name its own ReFT intervention.",
         epilog="Each setting is an environment variable too; the flag wins.",
     )
@@ -82,8 +88,10 @@ def _fetch_only(settings: Settings) -> int:
 
 def _serve(settings: Settings) -> int:
     # Bound before the model is loaded: a port in use shows at once, and nobody takes it meanwhile.
-    with _bind(settings) as listener:
-        return run(build_app(settings), settings, listener)
+    with _bind(settings) as listener, closing(TenantDirectory.of_store(settings.store_dir)) as directory:
+        directory.open()
+        may_be_open = check_exposure(listener, settings, directory)
+        return run(build_app(settings, directory, may_be_open=may_be_open), settings, listener)
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -121,10 +121,16 @@ class FineTuningGroup(BaseModel):
     )
     max_running: int = Field(_TUNING.max_running, ge=1, le=64, description="Jobs that train at once.")
     max_queued: int = Field(
-        _TUNING.max_queued, ge=0, le=10_000, description="Jobs that may wait; one more is refused with 429."
+        _TUNING.max_queued,
+        ge=0,
+        le=10_000,
+        description="Jobs of one tenant that may wait; one more is refused with 429.",
     )
     max_jobs: int = Field(
-        _TUNING.max_jobs, ge=1, le=100_000, description="Jobs that are kept; the oldest that have ended make room."
+        _TUNING.max_jobs,
+        ge=1,
+        le=100_000,
+        description="Jobs of one tenant that are kept; the oldest that have ended make room.",
     )
     max_memory_bytes: ByteSize = Field(
         ByteSize(_TUNING.max_memory_bytes),
@@ -145,7 +151,7 @@ class FineTuningGroup(BaseModel):
     max_file_bytes: ByteSize = Field(
         ByteSize(_TUNING.max_file_bytes), ge=1 << 10, le=1 << 34, description="Largest file to train on, such as 64MiB."
     )
-    max_files: int = Field(_TUNING.max_files, ge=1, le=1 << 20, description="Files to train on, in all.")
+    max_files: int = Field(_TUNING.max_files, ge=1, le=1 << 20, description="Files to train on, of one tenant.")
     max_total_bytes: ByteSize = Field(
         ByteSize(_TUNING.max_total_bytes), ge=1 << 10, le=1 << 44, description="Their size together."
     )
@@ -153,6 +159,16 @@ class FineTuningGroup(BaseModel):
     def to_fine_tuning_settings(self) -> FineTuningSettings:
         """The same values as the jobs take them."""
         return FineTuningSettings(**{name: _plain(value) for name, value in self.model_dump().items()})
+
+
+class TenantGroup(BaseModel):
+    """What tenants may do without limits of their own, as the user sets it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share_prefixes: bool = Field(
+        _API.shares_prefixes, description="Tenants reuse what was computed for each other's prompts, and can tell."
+    )
 
 
 class Settings(BaseSettings):
@@ -187,6 +203,9 @@ class Settings(BaseSettings):
         description="cpu, cuda or cuda:N; auto = cuda where there is one.",
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    insecure: bool = Field(
+        False, description="Without any API key, serve everybody on addresses other than this machine's own too."
+    )
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 = any free one.")
     store_dir: Path = Field(default_factory=_default_store_dir, description="Folder of the intervention store.")
     preload_dir: Path | None = Field(
@@ -264,12 +283,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: LogFormat = Field("text", description="text, or json = one JSON object per line.")
     engine: EngineGroup = Field(default_factory=EngineGroup, description="Bounds of the engine.")
+    tenant: TenantGroup = Field(default_factory=TenantGroup, description="What each tenant may do.")
     fine_tuning: FineTuningGroup = Field(default_factory=FineTuningGroup, description="Training over the API.")
 
     def to_api_settings(self) -> ApiSettings:
         """The part that the HTTP side takes."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(ApiSettings)}
-        return ApiSettings(**{name: _plain(value) for name, value in values.items()})
+        names = {field.name for field in dataclasses.fields(ApiSettings)} & set(type(self).model_fields)
+        values: dict[str, Any] = {name: _plain(getattr(self, name)) for name in names}
+        return ApiSettings(**values, shares_prefixes=self.tenant.share_prefixes)
 
 
 class SettingField(BaseModel):

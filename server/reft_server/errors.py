@@ -5,6 +5,7 @@ from __future__ import annotations
 from reft_interventions.errors import ReftError
 
 __all__ = [
+    "ApiKeyNotFoundError",
     "AuthenticationError",
     "ConfigurationError",
     "EngineDeadError",
@@ -26,11 +27,14 @@ __all__ = [
     "ModelNotFoundError",
     "ModelUnavailableError",
     "PayloadTooLargeError",
+    "PermissionDeniedError",
     "PromptTooLongError",
     "ReftError",
     "RequestTimeoutError",
     "RouteNotFoundError",
     "ServerDrainingError",
+    "TenantExistsError",
+    "TenantNotFoundError",
     "TrainingMemoryError",
     "TrainingProcessError",
     "TrainingTimeError",
@@ -98,6 +102,30 @@ class AuthenticationError(ReftError):
     """No API key, or a wrong one."""
 
     code = "invalid_api_key"
+
+
+class PermissionDeniedError(ReftError):
+    """The API key lacks the scope that the route needs."""
+
+    code = "permission_denied"
+
+
+class TenantNotFoundError(ReftError):
+    """No tenant has this name; only an administrator is told so."""
+
+    code = "tenant_not_found"
+
+
+class TenantExistsError(ReftError):
+    """The name of a new tenant is taken."""
+
+    code = "tenant_exists"
+
+
+class ApiKeyNotFoundError(ReftError):
+    """No living key has this id; only an administrator is told so."""
+
+    code = "api_key_not_found"
 
 
 class ModelNotFoundError(ReftError):

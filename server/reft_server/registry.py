@@ -22,6 +22,8 @@ from reft_interventions.validation import BaseModelSpec, check_base, validate_fo
 from .engine.device_pool import DevicePool
 from .engine.pool import InterventionPool, PoolStats
 from .engine.types import Engine, SelfTestReport
+from .tenants import SHARED, TenantDirectory
+from .tenants.namespaces import Namespaces
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +35,13 @@ _NUM_CONCURRENT_UPLOADS = 2
 class ResolvedIntervention:
     """A name, resolved for one request: it runs `folded` whatever happens to the name meanwhile.
 
+    `name` is what the tenant that asked calls it, `owner` is whose it is.
     `content_hash` is the stored file's; `folded` carries its own hash, of the folded weights, the scale and the rank
     dimensions that act; `subspaces` are these, None = all.
     """
 
     name: str
+    owner: str
     version: int
     content_hash: str
     scale: float
@@ -61,6 +65,10 @@ class Registry:
         base: the resident base model, which every set must fit.
         limits: for files, both uploaded and stored.
         device_pool: of the engine's device; None where that is the host, which has the sets already.
+        directory: says who may use whose sets; None = there is only the operator's namespace.
+
+    Every method that takes a `tenant` acts in its name: it reads that tenant's namespace, then the shared one, and
+    `<owner>/<name>` where it was granted; it writes that tenant's namespace only.
     """
 
     def __init__(
@@ -71,8 +79,10 @@ class Registry:
         base: BaseModelSpec,
         limits: FileLimits,
         device_pool: DevicePool | None = None,
+        directory: TenantDirectory | None = None,
     ) -> None:
         self._store = store
+        self._namespaces = Namespaces(store, directory)
         self._pool = pool
         self._device_pool = device_pool
         self._engine = engine
@@ -87,10 +97,12 @@ class Registry:
         *,
         scale: float = 1.0,
         subspaces: Sequence[int | str] | None = None,
+        tenant: str = SHARED,
     ) -> ResolvedIntervention:
         """Find a version and load it, if it is not in the pool yet.
 
         Args:
+            name: as `tenant` calls it.
             version: None = the newest; a number; or `sha256:` and at least 12 hex digits of the content hash.
             scale: multiplies every delta of the set.
             subspaces: rank dimensions, and names that the manifest gives to groups of them; None = all.
@@ -106,10 +118,18 @@ class Registry:
         """
         if not math.isfinite(scale):
             raise InterventionValueError(f"the scale must be finite, got {scale}", param="scale")
-        stored = self._store.resolve(name, version)
+        stored = self._namespaces.resolve(name, version, tenant)
         dimensions = None if subspaces is None else choose_dimensions(stored.manifest, subspaces)
         folded = await self._pool.get(stored.content_hash, lambda: self._load_stored(stored), scale, dimensions)
-        return ResolvedIntervention(stored.name, stored.version, stored.content_hash, scale, dimensions, folded)
+        return ResolvedIntervention(
+            name=self.name_of(stored, tenant),
+            owner=stored.tenant,
+            version=stored.version,
+            content_hash=stored.content_hash,
+            scale=scale,
+            subspaces=dimensions,
+            folded=folded,
+        )
 
     async def place(self, sets: Sequence[FoldedSet]) -> tuple[FoldedSet, ...]:
         """The resolved sets of one request where the engine runs them; holding them keeps them there.
@@ -120,8 +140,8 @@ class Registry:
         """
         return tuple(sets) if self._device_pool is None else await self._device_pool.place(sets)
 
-    async def add(self, path: Path, name: str) -> tuple[StoredVersion, SelfTestReport]:
-        """Check the file at `path`, try it in the engine, and store it as the next version of `name`.
+    async def add(self, path: Path, name: str, *, tenant: str = SHARED) -> tuple[StoredVersion, SelfTestReport]:
+        """Check the file at `path`, try it in the engine, and store it as the next version of the tenant's `name`.
 
         Nothing is stored when a step fails. `path`, from `new_upload_path`, is gone afterwards in every case.
 
@@ -137,7 +157,8 @@ class Registry:
             async with self._upload_slots:
                 intervention_set, folded = await asyncio.to_thread(self._read_upload, path)
                 report = await self._engine.self_test(folded)
-                stored = await asyncio.to_thread(self._store.put, path, name, intervention_set)
+                store = self._store.namespace(tenant)
+                stored = await asyncio.to_thread(store.put, path, name, intervention_set)
         finally:
             path.unlink(missing_ok=True)
         self._pool.add(stored.content_hash, folded)
@@ -166,26 +187,34 @@ class Registry:
                 imported.append(stored)
         return tuple(imported)
 
-    def list(self) -> tuple[StoredVersion, ...]:
-        """The newest living version of every name, by name."""
-        return self._store.list()
+    def list(self, tenant: str = SHARED) -> tuple[StoredVersion, ...]:
+        """The newest living version of every name that a tenant may use, its own first."""
+        return self._namespaces.list(tenant)
 
-    def get(self, name: str, version: int | str | None = None) -> StoredVersion:
+    def get(self, name: str, version: int | str | None = None, *, tenant: str = SHARED) -> StoredVersion:
         """What is stored under a name; nothing is loaded. Raises as `InterventionStore.resolve` does."""
-        return self._store.resolve(name, version)
+        return self._namespaces.resolve(name, version, tenant)
 
-    def versions(self, name: str) -> tuple[StoredVersion, ...]:
+    def versions(self, name: str, *, tenant: str = SHARED) -> tuple[StoredVersion, ...]:
         """The living versions of a name, oldest first. Raises as `InterventionStore.versions` does."""
-        return self._store.versions(name)
+        return self._namespaces.versions(name, tenant)
 
-    async def delete(self, name: str, version: int | str | None = None) -> tuple[StoredVersion, ...]:
+    def name_of(self, stored: StoredVersion, tenant: str = SHARED) -> str:
+        """What a tenant that may use a set calls it."""
+        return self._namespaces.name_of(stored, tenant)
+
+    async def delete(
+        self, name: str, version: int | str | None = None, *, tenant: str = SHARED
+    ) -> tuple[StoredVersion, ...]:
         """Delete one version, or all of a name; requests in flight finish with what they resolved.
+
+        With a name's last version its grants end.
 
         Raises:
             InterventionNotFoundError: there is nothing to delete.
             StoreError: the disk or the index failed.
         """
-        deleted = await asyncio.to_thread(self._store.delete, name, version)
+        deleted = await asyncio.to_thread(self._namespaces.delete, name, version, tenant)
         for stored in deleted:
             # Another name may share the content: then its next use loads it again.
             self._pool.discard(stored.content_hash)
@@ -203,7 +232,7 @@ class Registry:
             InterventionNotFoundError: it was deleted since it was resolved.
             StoreError: the file is lost.
         """
-        return self._store.open(stored)
+        return self._store.namespace(stored.tenant).open(stored)
 
     def new_upload_path(self) -> Path:
         """Where to write an upload before `add`; not created yet."""
@@ -225,7 +254,7 @@ class Registry:
         return intervention_set, intervention_set.fold()
 
     def _load_stored(self, stored: StoredVersion) -> FoldedSet:
-        intervention_set = self._store.load(stored, self._limits)
+        intervention_set = self._store.namespace(stored.tenant).load(stored, self._limits)
         # Servers with different base models may share one store. The values were checked before it was stored, and its
         # hash shows that they are the same.
         check_base(intervention_set, self._base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
@@ -38,6 +39,7 @@ from reft_server.fine_tuning.runner import TrainingBase
 from reft_server.fine_tuning.service import FineTuning
 from reft_server.logging_setup import handle_loop_exception
 from reft_server.registry import Registry
+from reft_server.tenants import TenantDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +49,30 @@ _STOP_MARGIN_S = 10
 """Time after the requests' own that the whole shutdown gets; then the process ends without it."""
 
 
-def build_app(settings: Settings) -> FastAPI:
+def check_exposure(listener: socket.socket, settings: Settings, directory: TenantDirectory) -> bool:
+    """Whether everybody may use the server while it has no API key: on this machine's own addresses.
+
+    Raises:
+        ConfigurationError: it has none, others reach the address, and nobody said `--insecure`.
+    """
+    may_be_open = settings.insecure or _is_loopback(listener)
+    if not may_be_open and not directory.snapshot.keys:
+        raise ConfigurationError(
+            f"Without API keys everybody who reaches {settings.host} could use this server. Make a key with "
+            f"`reft-serve keys create --store-dir {settings.store_dir}`, or keep to 127.0.0.1, or say --insecure.",
+            param="host",
+        )
+    return may_be_open
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def build_app(settings: Settings, directory: TenantDirectory | None = None, *, may_be_open: bool = True) -> FastAPI:
     """Load the model, and join engine, store, registry and API. Nothing runs before the app's lifespan starts.
+
+    `directory`, None for no keys, is closed with the app. `may_be_open`: see `check_exposure`.
 
     Raises:
         ModelUnavailableError, UnsupportedModelError: see `load_base_model` and `build_engine`.
@@ -77,9 +101,12 @@ def build_app(settings: Settings) -> FastAPI:
         ),
         FileLimits(max_file_bytes=int(settings.max_upload_bytes)),
         _device_pool(torch.device(info.device), settings),
+        directory,
     )
     tuning = _fine_tuning(base, info, settings, registry)
-    app = create_app(engine, base.tokenizer, registry, settings.to_api_settings(), tuning)
+    app = create_app(
+        engine, base.tokenizer, registry, settings.to_api_settings(), tuning, directory, may_be_open=may_be_open
+    )
     if settings.preload_dir is not None:
         app.router.lifespan_context = _preloading(app.router.lifespan_context, registry, settings.preload_dir)
     return app

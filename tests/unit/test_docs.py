@@ -14,6 +14,7 @@ from reft_interventions.errors import ReftError
 from reft_server import errors as server_errors
 from reft_server.api.errors_table import STATUS_BY_ERROR
 from reft_server.api.routes import (
+    admin,
     chat,
     completions,
     files,
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 )
-ROUTERS = (chat, completions, files, fine_tuning, interventions, models, operations, tokenize)
+ROUTERS = (admin, chat, completions, files, fine_tuning, interventions, models, operations, tokenize)
 
 
 def without_code(page: Path) -> str:

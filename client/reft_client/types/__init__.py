@@ -37,6 +37,9 @@ from .fine_tuning import (
 from .interventions import (
     AppliedIntervention,
     DeleteResponse,
+    Grant,
+    GrantDeleted,
+    GrantList,
     InterventionInfo,
     InterventionList,
     InterventionRef,
@@ -58,6 +61,17 @@ from .models import (
 )
 from .sampling import PromptTokensDetails, SamplingFields, StreamOptions, Timing, Usage
 from .structured import JsonSchema, OutputGrammar, ResponseFormat, StructuredOutputs
+from .tenants import (
+    ApiKeyInfo,
+    ApiKeyList,
+    ApiKeyRequest,
+    ApiKeyRotation,
+    CreatedApiKey,
+    TenantInfo,
+    TenantLimits,
+    TenantList,
+    TenantRequest,
+)
 from .tools import (
     FunctionCall,
     FunctionCallDelta,
@@ -70,6 +84,10 @@ from .tools import (
 )
 
 __all__ = [
+    "ApiKeyInfo",
+    "ApiKeyList",
+    "ApiKeyRequest",
+    "ApiKeyRotation",
     "AppliedIntervention",
     "AssistantMessage",
     "ChatChoice",
@@ -85,6 +103,7 @@ __all__ = [
     "CompletionLogprobs",
     "CompletionRequest",
     "CompletionResponse",
+    "CreatedApiKey",
     "DeleteResponse",
     "DetokenizeRequest",
     "DetokenizeResponse",
@@ -105,6 +124,9 @@ __all__ = [
     "FunctionCall",
     "FunctionCallDelta",
     "FunctionDefinition",
+    "Grant",
+    "GrantDeleted",
+    "GrantList",
     "HealthStatus",
     "InterventionInfo",
     "InterventionList",
@@ -126,6 +148,10 @@ __all__ = [
     "StreamOptions",
     "StructuredOutputs",
     "SupervisedMethod",
+    "TenantInfo",
+    "TenantLimits",
+    "TenantList",
+    "TenantRequest",
     "Timing",
     "TokenLogprob",
     "TokenizeRequest",

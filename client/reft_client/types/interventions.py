@@ -12,6 +12,9 @@ from .messages import ChatMessage
 __all__ = [
     "AppliedIntervention",
     "DeleteResponse",
+    "Grant",
+    "GrantDeleted",
+    "GrantList",
     "InterventionArgument",
     "InterventionInfo",
     "InterventionList",
@@ -136,11 +139,14 @@ class AppliedIntervention(ResponseModel):
     """An intervention that took part in an answer, as the server resolved it.
 
     Args:
+        name: as the caller calls it.
+        tenant: whose it is; None = it is a shared one.
         subspaces: the rank dimensions that acted; None = all.
         source_tokens: how long its source prompt was, in tokens; None = it took none.
     """
 
     name: str
+    tenant: str | None = None
     version: int
     content_hash: str
     scale: float = 1.0
@@ -152,6 +158,8 @@ class InterventionInfo(ResponseModel):
     """One version of a stored intervention set.
 
     Args:
+        name: what a request of the same caller calls it: `owner/name` for a set of another tenant.
+        tenant: whose it is; `shared` is the operator, whose sets everybody may use.
         content_hash: `sha256:<hex>` of the canonical manifest and tensors, computed by the server.
         created: Unix time in seconds.
         low_rank_dimension: the largest of its sites; None for formulas without one.
@@ -161,6 +169,7 @@ class InterventionInfo(ResponseModel):
 
     object: Literal["intervention"] = "intervention"
     name: str
+    tenant: str = "shared"
     version: int
     content_hash: str
     size_bytes: int
@@ -214,6 +223,27 @@ class VersionList(ResponseModel):
     object: Literal["list"] = "list"
     name: str
     data: tuple[InterventionInfo, ...] = ()
+
+
+class Grant(ResponseModel):
+    """A tenant that may use a set of another, all versions of it, and not change it."""
+
+    object: Literal["grant"] = "grant"
+    name: str
+    tenant: str
+
+
+class GrantList(ResponseModel):
+    """Whom a set was granted to, by name."""
+
+    object: Literal["list"] = "list"
+    data: tuple[Grant, ...] = ()
+
+
+class GrantDeleted(Grant):
+    """A grant that was taken back."""
+
+    deleted: bool = True
 
 
 class DeleteResponse(ResponseModel):

@@ -17,7 +17,7 @@ from .records import StoredVersion
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 10.0
 
-# `tenant` is '' until there are tenants; aliases get a table of their own with the next schema version.
+# `tenant` is '' in a store without tenants; aliases get a table of their own with the next schema version.
 _SCHEMA = (
     """CREATE TABLE versions (
         tenant TEXT NOT NULL DEFAULT '', name TEXT NOT NULL, version INTEGER NOT NULL, content_hash TEXT NOT NULL,
@@ -28,7 +28,7 @@ _SCHEMA = (
         tenant TEXT NOT NULL DEFAULT '', name TEXT NOT NULL, folder_mtime_ns INTEGER NOT NULL,
         PRIMARY KEY (tenant, name))""",
 )
-_COLUMNS = "name, version, content_hash, size_bytes, created_at, manifest_json, deleted_at"
+_COLUMNS = "name, version, content_hash, size_bytes, created_at, manifest_json, deleted_at, tenant"
 _MAX_SUGGESTION_CANDIDATES = 200
 
 
@@ -76,63 +76,63 @@ class StoreIndex:
                 if self._writer.in_transaction:  # SQLite rolls some failures back itself
                     self._writer.execute("ROLLBACK")
 
-    def newest(self, name: str) -> StoredVersion | None:
+    def newest(self, tenant: str, name: str) -> StoredVersion | None:
         """The newest living version of a name."""
-        return self._first("name = ? AND deleted_at IS NULL ORDER BY version DESC LIMIT 1", (name,))
+        return self._first(tenant, "name = ? AND deleted_at IS NULL ORDER BY version DESC LIMIT 1", (name,))
 
-    def version(self, name: str, version: int) -> StoredVersion | None:
+    def version(self, tenant: str, name: str, version: int) -> StoredVersion | None:
         """One version, living or deleted."""
-        return self._first("name = ? AND version = ?", (name, version))
+        return self._first(tenant, "name = ? AND version = ?", (name, version))
 
-    def by_content(self, name: str, hash_prefix: str) -> list[StoredVersion]:
+    def by_content(self, tenant: str, name: str, hash_prefix: str) -> list[StoredVersion]:
         """The living versions of a name whose content hash begins so, newest first."""
         where = "name = ? AND deleted_at IS NULL AND substr(content_hash, 1, ?) = ? ORDER BY version DESC"
-        return self._all(where, (name, len(hash_prefix), hash_prefix))
+        return self._all(tenant, where, (name, len(hash_prefix), hash_prefix))
 
-    def versions(self, name: str) -> list[StoredVersion]:
+    def versions(self, tenant: str, name: str) -> list[StoredVersion]:
         """The living versions of a name, oldest first."""
-        return self._all("name = ? AND deleted_at IS NULL ORDER BY version", (name,))
+        return self._all(tenant, "name = ? AND deleted_at IS NULL ORDER BY version", (name,))
 
-    def list_newest(self) -> list[StoredVersion]:
+    def list_newest(self, tenant: str) -> list[StoredVersion]:
         """The newest living version of every name, by name."""
-        newest = "SELECT max(version) FROM versions WHERE tenant = '' AND name = v.name AND deleted_at IS NULL"
-        return self._all(f"deleted_at IS NULL AND version = ({newest}) ORDER BY name", ())
+        newest = "SELECT max(version) FROM versions WHERE tenant = v.tenant AND name = v.name AND deleted_at IS NULL"
+        return self._all(tenant, f"deleted_at IS NULL AND version = ({newest}) ORDER BY name", ())
 
     def counts(self) -> tuple[int, int]:
-        """How many names have a living version, and how many living versions there are."""
-        query = "SELECT count(DISTINCT name), count(*) FROM versions WHERE tenant = '' AND deleted_at IS NULL"
+        """How many names, of all tenants, have a living version, and how many living versions there are."""
+        query = "SELECT count(DISTINCT tenant || '/' || name), count(*) FROM versions WHERE deleted_at IS NULL"
         with self._read_lock, _store_errors():
             row = self._reader.execute(query).fetchone()
         return int(row[0]), int(row[1])
 
-    def similar_names(self, name: str) -> list[str]:
+    def similar_names(self, tenant: str, name: str) -> list[str]:
         """Living names of about the same length, for a suggestion; a bounded number."""
         query = (
-            "SELECT DISTINCT name FROM versions WHERE tenant = '' AND deleted_at IS NULL "
+            "SELECT DISTINCT name FROM versions WHERE tenant = ? AND deleted_at IS NULL "
             "ORDER BY abs(length(name) - ?), name LIMIT ?"
         )
         with self._read_lock, _store_errors():
-            rows = self._reader.execute(query, (len(name), _MAX_SUGGESTION_CANDIDATES)).fetchall()
+            rows = self._reader.execute(query, (tenant, len(name), _MAX_SUGGESTION_CANDIDATES)).fetchall()
         return [str(row[0]) for row in rows]
 
-    def has_content(self, name: str, content_hash: str) -> bool:
+    def has_content(self, tenant: str, name: str, content_hash: str) -> bool:
         """Whether a version of the name, living or deleted, has or had this content."""
-        return self._first("name = ? AND content_hash = ? LIMIT 1", (name, content_hash)) is not None
+        return self._first(tenant, "name = ? AND content_hash = ? LIMIT 1", (name, content_hash)) is not None
 
-    def folder_mtimes(self) -> dict[str, int]:
-        """For each name the modification time of its folder of records when the index last read it, ns."""
+    def folder_mtimes(self) -> dict[tuple[str, str], int]:
+        """For each (tenant, name) the modification time of its folder of records when the index last read it, ns."""
         with self._read_lock, _store_errors():
-            rows = self._reader.execute("SELECT name, folder_mtime_ns FROM names WHERE tenant = ''").fetchall()
-        return {str(name): int(mtime) for name, mtime in rows}
+            rows = self._reader.execute("SELECT tenant, name, folder_mtime_ns FROM names").fetchall()
+        return {(str(tenant), str(name)): int(mtime) for tenant, name, mtime in rows}
 
-    def _first(self, where: str, values: Sequence[str | int]) -> StoredVersion | None:
-        rows = self._all(where, values)
+    def _first(self, tenant: str, where: str, values: Sequence[str | int]) -> StoredVersion | None:
+        rows = self._all(tenant, where, values)
         return rows[0] if rows else None
 
-    def _all(self, where: str, values: Sequence[str | int]) -> list[StoredVersion]:
-        query = f"SELECT {_COLUMNS} FROM versions AS v WHERE tenant = '' AND {where}"
+    def _all(self, tenant: str, where: str, values: Sequence[str | int]) -> list[StoredVersion]:
+        query = f"SELECT {_COLUMNS} FROM versions AS v WHERE tenant = ? AND {where}"
         with self._read_lock, _store_errors():
-            rows = self._reader.execute(query, values).fetchall()
+            rows = self._reader.execute(query, (tenant, *values)).fetchall()
         return [StoredVersion(*row) for row in rows]
 
 
@@ -142,20 +142,20 @@ class IndexTransaction:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def newest(self, name: str) -> StoredVersion | None:
+    def newest(self, tenant: str, name: str) -> StoredVersion | None:
         """The newest living version of a name."""
-        versions = [stored for stored in self.records(name) if stored.deleted_at is None]
+        versions = [stored for stored in self.records(tenant, name) if stored.deleted_at is None]
         return versions[-1] if versions else None
 
-    def records(self, name: str) -> list[StoredVersion]:
+    def records(self, tenant: str, name: str) -> list[StoredVersion]:
         """All versions of a name, deleted ones too, oldest first."""
-        query = f"SELECT {_COLUMNS} FROM versions WHERE tenant = '' AND name = ? ORDER BY version"
-        return [StoredVersion(*row) for row in self._connection.execute(query, (name,)).fetchall()]
+        query = f"SELECT {_COLUMNS} FROM versions WHERE tenant = ? AND name = ? ORDER BY version"
+        return [StoredVersion(*row) for row in self._connection.execute(query, (tenant, name)).fetchall()]
 
-    def folder_mtime_ns(self, name: str) -> int | None:
+    def folder_mtime_ns(self, tenant: str, name: str) -> int | None:
         """See `StoreIndex.folder_mtimes`; None for an unknown name."""
-        query = "SELECT folder_mtime_ns FROM names WHERE tenant = '' AND name = ?"
-        row = self._connection.execute(query, (name,)).fetchone()
+        query = "SELECT folder_mtime_ns FROM names WHERE tenant = ? AND name = ?"
+        row = self._connection.execute(query, (tenant, name)).fetchone()
         return None if row is None else int(row[0])
 
     def put(self, stored: StoredVersion) -> None:
@@ -168,22 +168,26 @@ class IndexTransaction:
             stored.created_at,
             stored.manifest_json,
             stored.deleted_at,
+            stored.tenant,
         )
-        self._connection.execute(f"INSERT OR REPLACE INTO versions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-
-    def set_folder_mtime_ns(self, name: str, mtime_ns: int) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO names (tenant, name, folder_mtime_ns) VALUES ('', ?, ?)", (name, mtime_ns)
+            f"INSERT OR REPLACE INTO versions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values
         )
 
-    def forget(self, name: str) -> None:
-        """Drop every row of a name."""
-        self._connection.execute("DELETE FROM versions WHERE tenant = '' AND name = ?", (name,))
-        self._connection.execute("DELETE FROM names WHERE tenant = '' AND name = ?", (name,))
+    def set_folder_mtime_ns(self, tenant: str, name: str, mtime_ns: int) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO names (tenant, name, folder_mtime_ns) VALUES (?, ?, ?)", (tenant, name, mtime_ns)
+        )
 
-    def names(self) -> list[str]:
-        rows = self._connection.execute("SELECT name FROM names UNION SELECT name FROM versions").fetchall()
-        return [str(row[0]) for row in rows]
+    def forget(self, tenant: str, name: str) -> None:
+        """Drop every row of a name."""
+        self._connection.execute("DELETE FROM versions WHERE tenant = ? AND name = ?", (tenant, name))
+        self._connection.execute("DELETE FROM names WHERE tenant = ? AND name = ?", (tenant, name))
+
+    def names(self) -> list[tuple[str, str]]:
+        """Every (tenant, name)."""
+        rows = self._connection.execute("SELECT tenant, name FROM names UNION SELECT tenant, name FROM versions")
+        return [(str(tenant), str(name)) for tenant, name in rows.fetchall()]
 
     def is_content_in_use(self, content_hash: str) -> bool:
         """Whether any living version has this content."""

@@ -6,6 +6,7 @@ import difflib
 import logging
 import shutil
 import time
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -36,6 +37,7 @@ class InterventionStore:
     """
 
     def __init__(self, root: Path) -> None:
+        self._tenant = ""
         self._layout = StoreLayout(Path(root))
         try:
             self._layout.make()
@@ -52,8 +54,18 @@ class InterventionStore:
     ) -> None:
         self.close()
 
+    def namespace(self, tenant: str) -> InterventionStore:
+        """The same store as another tenant sees it: the same folder and index, and none of the other names.
+
+        Raises:
+            InvalidInterventionNameError: the tenant's name breaks the rules.
+        """
+        view = copy(self)
+        view._tenant = check_name(tenant) if tenant else ""
+        return view
+
     def close(self) -> None:
-        """Close the index; calling twice is fine."""
+        """Close the index, for every namespace; calling twice is fine."""
         self._index.close()
 
     def new_temp_path(self) -> Path:
@@ -105,14 +117,22 @@ class InterventionStore:
         wanted = check_version(version)
         if isinstance(wanted, str):
             return self._resolve_hash(name, wanted)
-        found = self._index.newest(name) if wanted is None else self._index.version(name, wanted)
+        found = (
+            self._index.newest(self._tenant, name)
+            if wanted is None
+            else self._index.version(self._tenant, name, wanted)
+        )
         if found is None or found.deleted_at is not None:
             raise self._not_found(name, wanted, was_deleted=found is not None)
         return found
 
+    def has_name(self, name: str) -> bool:
+        """Whether a name has a living version; one that breaks the rules has none."""
+        return self._index.newest(self._tenant, name) is not None
+
     def list(self) -> tuple[StoredVersion, ...]:
         """The newest living version of every name, by name."""
-        return tuple(self._index.list_newest())
+        return tuple(self._index.list_newest(self._tenant))
 
     def versions(self, name: str) -> tuple[StoredVersion, ...]:
         """The living versions of a name, oldest first.
@@ -121,18 +141,18 @@ class InterventionStore:
             InvalidInterventionNameError: the name breaks the rules.
             InterventionNotFoundError: the name has none.
         """
-        found = tuple(self._index.versions(check_name(name)))
+        found = tuple(self._index.versions(self._tenant, check_name(name)))
         if not found:
             raise self._not_found(name, None)
         return found
 
     def counts(self) -> tuple[int, int]:
-        """How many names and how many versions live."""
+        """How many names and how many versions live, in all namespaces."""
         return self._index.counts()
 
     def has_content(self, name: str, content_hash: str) -> bool:
         """Whether a version of `name`, living or deleted, has or had this content."""
-        return self._index.has_content(name, content_hash)
+        return self._index.has_content(self._tenant, name, content_hash)
 
     def delete(self, name: str, version: int | str | None = None) -> tuple[StoredVersion, ...]:
         """Delete one version, or all of a name (None); durable when it returns. Returns what was deleted.
@@ -146,8 +166,8 @@ class InterventionStore:
         check_name(name)
         try:
             with self._index.transaction() as transaction:
-                sync_name(self._layout, transaction, name)
-                living = [stored for stored in transaction.records(name) if stored.deleted_at is None]
+                sync_name(self._layout, transaction, self._tenant, name)
+                living = [stored for stored in transaction.records(self._tenant, name) if stored.deleted_at is None]
                 doomed = [stored for stored in living if target in (None, stored.version)]
                 # Oldest first: a crash half-way leaves the name pointing where it did.
                 now = time.time()
@@ -224,8 +244,8 @@ class InterventionStore:
         return index
 
     def _put(self, transaction: IndexTransaction, staged: Path, name: str, content: InterventionSet) -> StoredVersion:
-        last_version = sync_name(self._layout, transaction, name)
-        newest = transaction.newest(name)
+        last_version = sync_name(self._layout, transaction, self._tenant, name)
+        newest = transaction.newest(self._tenant, name)
         blob = self._layout.blob(content.content_hash)
         if _is_intact(blob, content.content_hash):
             staged.unlink()
@@ -238,7 +258,13 @@ class InterventionStore:
             return newest
         manifest_json = content.manifest.canonical_json()
         stored = StoredVersion(
-            name, last_version + 1, content.content_hash, blob.stat().st_size, time.time(), manifest_json
+            name,
+            last_version + 1,
+            content.content_hash,
+            blob.stat().st_size,
+            time.time(),
+            manifest_json,
+            tenant=self._tenant,
         )
         try:
             return self._write_record(transaction, stored, after=placed)
@@ -250,7 +276,8 @@ class InterventionStore:
         self, transaction: IndexTransaction, stored: StoredVersion, after: tuple[Path, ...] = ()
     ) -> StoredVersion:
         """Write a record, visible only once the paths in `after`, which it needs, are on the disk."""
-        record = self._layout.record(stored.name, stored.version)
+        record = self._layout.record(stored.tenant, stored.name, stored.version)
+        durable.make_folder(record.parent.parent)
         record.parent.mkdir(exist_ok=True)
         temporary = durable.temporary_path(self._layout.temporary, ".record")
         temporary.write_bytes(to_record(stored))
@@ -260,11 +287,11 @@ class InterventionStore:
         else:
             durable.move_file(temporary, record)
         transaction.put(stored)
-        transaction.set_folder_mtime_ns(stored.name, record.parent.stat().st_mtime_ns)
+        transaction.set_folder_mtime_ns(stored.tenant, stored.name, record.parent.stat().st_mtime_ns)
         return stored
 
     def _resolve_hash(self, name: str, prefix: str) -> StoredVersion:
-        found = self._index.by_content(name, prefix)
+        found = self._index.by_content(self._tenant, name, prefix)
         if not found:
             raise self._not_found(name, prefix)
         if len({stored.content_hash for stored in found}) > 1:
@@ -274,7 +301,7 @@ class InterventionStore:
         return found[0]
 
     def _unreadable(self, stored: StoredVersion, what: str) -> InterventionNotFoundError | StoreError:
-        current = self._index.version(stored.name, stored.version)
+        current = self._index.version(stored.tenant, stored.name, stored.version)
         if current is None or current.deleted_at is not None:
             return self._not_found(stored.name, stored.version, was_deleted=True)
         logger.error("stored_file_unreadable reference=%s problem=%s", stored.reference, what)
@@ -283,14 +310,14 @@ class InterventionStore:
     def _not_found(
         self, name: str, version: int | str | None, *, was_deleted: bool = False
     ) -> InterventionNotFoundError:
-        living = self._index.versions(name)
+        living = self._index.versions(self._tenant, name)
         if living:
             numbers = ", ".join(str(stored.version) for stored in living[-5:])
             verb = "was deleted" if was_deleted else "does not exist"
             return InterventionNotFoundError(
                 f"version {version} of intervention {name!r} {verb}; it has {numbers}", param="version"
             )
-        close = difflib.get_close_matches(name, self._index.similar_names(name), n=3)
+        close = difflib.get_close_matches(name, self._index.similar_names(self._tenant, name), n=3)
         hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
         return InterventionNotFoundError(f"there is no intervention {name!r}{hint}", param="name")
 

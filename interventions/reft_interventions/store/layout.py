@@ -48,13 +48,21 @@ class StoreLayout:
         digits = content_hash.removeprefix("sha256:")
         return self.blobs / digits[:2] / f"{digits}.safetensors"
 
-    def record(self, name: str, version: int) -> Path:
-        """The JSON record of a version."""
-        return self.records / name / f"{version}.json"
+    def namespace(self, tenant: str) -> Path:
+        """The folder of a tenant's records. No name begins with @, so none can be taken for a tenant."""
+        return self.records / f"@{tenant}" if tenant else self.records
 
-    def record_numbers(self, name: str) -> list[int]:
+    def tenants(self) -> list[str]:
+        """Every tenant that may have records, the unnamed one first."""
+        return ["", *sorted(path.name[1:] for path in self.records.glob("@*") if path.is_dir())]
+
+    def record(self, tenant: str, name: str, version: int) -> Path:
+        """The JSON record of a version."""
+        return self.namespace(tenant) / name / f"{version}.json"
+
+    def record_numbers(self, tenant: str, name: str) -> list[int]:
         """The versions that have a record, readable or not, in order."""
-        folder = self.records / name
+        folder = self.namespace(tenant) / name
         if not folder.is_dir():
             return []
         return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isascii() and path.stem.isdigit())

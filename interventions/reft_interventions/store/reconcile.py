@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import InvalidInterventionNameError, StoreError
 from .index import IndexTransaction, StoreIndex
@@ -27,30 +28,32 @@ class RebuildReport:
 def sync_all(layout: StoreLayout, index: StoreIndex) -> None:
     """Read again the names whose folder changed behind the index's back: a crash, a restored backup, a lost index.
 
-    One `stat` per name; no record and no set is read when nothing changed.
+    Those of every tenant. One `stat` per name; no record and no set is read when nothing changed.
     """
     known = index.folder_mtimes()
-    with os.scandir(layout.records) as entries:
-        found = {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.is_dir()}
-    changed = [name for name in found.keys() | known.keys() if found.get(name) != known.get(name)]
-    changed = [name for name in changed if _is_name(name)]
+    found: dict[tuple[str, str], int] = {}
+    for tenant in layout.tenants():
+        with os.scandir(layout.namespace(tenant)) as entries:
+            found |= {(tenant, entry.name): entry.stat().st_mtime_ns for entry in entries if entry.is_dir()}
+    changed = [one for one in found.keys() | known.keys() if found.get(one) != known.get(one)]
+    changed = [(tenant, name) for tenant, name in changed if _is_name(name)]
     if not changed:
         return
     with index.transaction() as transaction:
-        for name in changed:
-            sync_name(layout, transaction, name)
+        for tenant, name in changed:
+            sync_name(layout, transaction, tenant, name)
     logger.info("store_index_synced names=%d", len(changed))
 
 
-def sync_name(layout: StoreLayout, transaction: IndexTransaction, name: str) -> int:
+def sync_name(layout: StoreLayout, transaction: IndexTransaction, tenant: str, name: str) -> int:
     """Make the index agree with the records of one name; returns the highest version number ever used, or 0."""
-    folder = layout.records / name
-    numbers = layout.record_numbers(name)
-    indexed = [stored.version for stored in transaction.records(name)]
+    folder = layout.namespace(tenant) / name
+    numbers = layout.record_numbers(tenant, name)
+    indexed = [stored.version for stored in transaction.records(tenant, name)]
     # The numbers are compared too: two writes within one tick of the file system's clock leave the same mtime.
     mtime_ns = folder.stat().st_mtime_ns if folder.is_dir() else None
-    if indexed != numbers or transaction.folder_mtime_ns(name) != mtime_ns:
-        _read_name(layout, transaction, name, mtime_ns)
+    if indexed != numbers or transaction.folder_mtime_ns(tenant, name) != mtime_ns:
+        _read_name(layout, transaction, tenant, name, mtime_ns)
     return max(numbers, default=0)
 
 
@@ -59,12 +62,12 @@ def rebuild(layout: StoreLayout, transaction: IndexTransaction) -> RebuildReport
 
     No file is removed while a record can't be read: it may be the one that uses it.
     """
-    for name in transaction.names():
-        transaction.forget(name)
+    for tenant, name in transaction.names():
+        transaction.forget(tenant, name)
     num_records = num_unreadable = num_removed = 0
     used: set[str] = set()
-    for folder in sorted(path for path in layout.records.iterdir() if path.is_dir() and _is_name(path.name)):
-        records, unreadable = _read_name(layout, transaction, folder.name, folder.stat().st_mtime_ns)
+    for tenant, folder in _name_folders(layout):
+        records, unreadable = _read_name(layout, transaction, tenant, folder.name, folder.stat().st_mtime_ns)
         num_records += len(records)
         num_unreadable += unreadable
         used.update(layout.blob(stored.content_hash).name for stored in records if stored.deleted_at is None)
@@ -77,15 +80,16 @@ def rebuild(layout: StoreLayout, transaction: IndexTransaction) -> RebuildReport
 
 
 def _read_name(
-    layout: StoreLayout, transaction: IndexTransaction, name: str, mtime_ns: int | None
+    layout: StoreLayout, transaction: IndexTransaction, tenant: str, name: str, mtime_ns: int | None
 ) -> tuple[list[StoredVersion], int]:
     """Replace a name's rows by its records; returns those read, and how many could not be."""
-    transaction.forget(name)
+    transaction.forget(tenant, name)
     records: list[StoredVersion] = []
     num_unreadable = 0
-    for version in layout.record_numbers(name):
+    for version in layout.record_numbers(tenant, name):
         try:
-            stored = from_record(layout.record(name, version).read_bytes(), name=name, version=version)
+            data = layout.record(tenant, name, version).read_bytes()
+            stored = from_record(data, name=name, version=version, tenant=tenant)
         except StoreError as error:
             logger.warning("store_record_unreadable reference=%s@%d reason=%s", name, version, error.message)
             num_unreadable += 1
@@ -93,8 +97,18 @@ def _read_name(
         transaction.put(stored)
         records.append(stored)
     if mtime_ns is not None:
-        transaction.set_folder_mtime_ns(name, mtime_ns)
+        transaction.set_folder_mtime_ns(tenant, name, mtime_ns)
     return records, num_unreadable
+
+
+def _name_folders(layout: StoreLayout) -> list[tuple[str, Path]]:
+    """The folder of every name, with its tenant."""
+    return [
+        (tenant, path)
+        for tenant in layout.tenants()
+        for path in sorted(layout.namespace(tenant).iterdir())
+        if path.is_dir() and _is_name(path.name)
+    ]
 
 
 def _is_name(text: str) -> bool:

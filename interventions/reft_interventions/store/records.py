@@ -26,6 +26,7 @@ class StoredVersion:
         size_bytes: of the file.
         created_at: Unix seconds.
         deleted_at: Unix seconds; None while it lives. The number of a deleted version is never used again.
+        tenant: whose namespace it is in; empty where there is only one.
     """
 
     name: str
@@ -35,6 +36,7 @@ class StoredVersion:
     created_at: float
     manifest_json: str
     deleted_at: float | None = None
+    tenant: str = ""
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -52,16 +54,16 @@ class StoredVersion:
 
 
 def to_record(stored: StoredVersion) -> bytes:
-    """The JSON record of a version, as it is written to `refs/<name>/<version>.json`."""
-    fields = {"format": RECORD_FORMAT, "tenant": "", **asdict(stored)}
+    """The JSON record of a version, as it is written to `refs/<name>/<version>.json` or below `refs/@<tenant>`."""
+    fields = {"format": RECORD_FORMAT, **asdict(stored)}
     return (json.dumps(fields, indent=1, ensure_ascii=True) + "\n").encode()
 
 
-def from_record(data: bytes, *, name: str, version: int) -> StoredVersion:
+def from_record(data: bytes, *, name: str, version: int, tenant: str = "") -> StoredVersion:
     """Read a record back.
 
     Raises:
-        StoreError: not a record, of another format, or not the one of `name` and `version`.
+        StoreError: not a record, of another format, or not the one of `tenant`, `name` and `version`.
     """
     try:
         fields = json.loads(data)
@@ -69,8 +71,9 @@ def from_record(data: bytes, *, name: str, version: int) -> StoredVersion:
         raise StoreError(f"the record of {name}@{version} is not JSON: {error}") from error
     if not isinstance(fields, dict) or fields.get("format") != RECORD_FORMAT:
         raise StoreError(f"the record of {name}@{version} has a format that this version can't read")
-    if (fields.get("name"), fields.get("version")) != (name, version):
-        raise StoreError(f"the record of {name}@{version} belongs to another name or version")
+    fields.setdefault("tenant", "")
+    if (fields["tenant"], fields.get("name"), fields.get("version")) != (tenant, name, version):
+        raise StoreError(f"the record of {name}@{version} belongs to another tenant, name or version")
     return _checked(fields, f"{name}@{version}")
 
 
@@ -83,6 +86,7 @@ def _checked(fields: dict[str, Any], reference: str) -> StoredVersion:
         "created_at": (int, float),
         "manifest_json": (str,),
         "deleted_at": (int, float, type(None)),
+        "tenant": (str,),
     }
     for key, types in expected.items():
         if not isinstance(fields.get(key), types):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -16,13 +18,15 @@ from reft_server.grammars import GrammarCompiler
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
 from reft_server.sources import SourceCache
+from reft_server.tenants import TenantDirectory
 
+from .authentication import Authenticator
 from .context import ApiContext
 from .handlers import install_handlers
 from .lifecycle import Lifecycle
 from .middleware import RequestMiddleware
 from .model_names import ModelNames
-from .routes import chat, completions, files, fine_tuning, interventions, models, operations, tokenize
+from .routes import admin, chat, completions, files, fine_tuning, interventions, models, operations, tokenize
 from .settings import ApiSettings
 from .tokenization import Tokenization
 
@@ -39,12 +43,18 @@ def create_app(
     registry: Registry,
     settings: ApiSettings,
     tuning: FineTuning | None = None,
+    directory: TenantDirectory | None = None,
+    *,
+    may_be_open: bool = True,
 ) -> FastAPI:
     """Build the app. Its lifespan starts the engine and the jobs, and at the end stops them and closes the registry.
 
     Args:
         tuning: None = the routes of fine-tuning say that they are switched off.
+        directory: of tenants and keys; None = an empty one.
+        may_be_open: while there are no keys, everybody is the operator; otherwise nobody is let in.
     """
+    directory = directory or TenantDirectory.in_memory()
     context = ApiContext(
         engine=engine,
         tokenization=Tokenization(tokenizer),
@@ -62,6 +72,7 @@ def create_app(
         ),
         model_names=ModelNames(engine.model_info.model_id, settings.served_model_name),
         lifecycle=Lifecycle(),
+        directory=directory,
         started_at=int(time.time()),
         tuning=tuning,
     )
@@ -76,9 +87,15 @@ def create_app(
     upload_limits = {"/v1/interventions": settings.max_upload_bytes}
     if tuning is not None:
         upload_limits["/v1/files"] = tuning.settings.max_file_bytes
-    app.add_middleware(RequestMiddleware, settings=settings, lifecycle=context.lifecycle, upload_limits=upload_limits)
+    app.add_middleware(
+        RequestMiddleware,
+        settings=settings,
+        lifecycle=context.lifecycle,
+        authenticator=Authenticator(directory, may_be_open=may_be_open),
+        upload_limits=upload_limits,
+    )
     install_handlers(app)
-    for module in (completions, chat, models, interventions, files, fine_tuning, tokenize, operations):
+    for module in (completions, chat, models, interventions, files, fine_tuning, tokenize, admin, operations):
         app.include_router(module.router)
     return app
 
@@ -86,6 +103,8 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     context: ApiContext = app.state.context
+    await asyncio.to_thread(context.directory.open)
+    watcher = asyncio.create_task(context.directory.watch())
     context.engine.start()
     if context.tuning is not None:
         await context.tuning.start()
@@ -97,3 +116,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         await context.engine.stop()
         context.grammars.close()
         await context.registry.close()
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
+        await asyncio.to_thread(context.directory.close)

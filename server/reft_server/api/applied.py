@@ -7,6 +7,7 @@ import hashlib
 import uuid
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 from reft_client.types import AppliedIntervention, ChatCompletionRequest, ChatMessage, InterventionRef, SamplingFields
 from reft_interventions.errors import (
@@ -17,13 +18,14 @@ from reft_interventions.errors import (
 from reft_interventions.folded import FoldedSet
 from reft_server.engine.types import GenerationRequest, SamplingParams
 from reft_server.registry import ResolvedIntervention
+from reft_server.tenants import Caller
 
 from .context import ApiContext
 from .model_names import model_not_found
 
 
 async def apply_interventions(
-    context: ApiContext, body: SamplingFields, prompts: Sequence[tuple[int, ...]]
+    context: ApiContext, caller: Caller, body: SamplingFields, prompts: Sequence[tuple[int, ...]]
 ) -> tuple[tuple[AppliedIntervention, ...], tuple[FoldedSet, ...]]:
     """Resolve the interventions of a request, in order, and run the source prompts of those that take one.
 
@@ -31,7 +33,7 @@ async def apply_interventions(
         ReftError: a name, a choice of rank dimensions or a source that can't be served; the engine refused a source.
     """
     refs = context.model_names.merge(body.model, body.intervention_refs())
-    resolved = [await _resolve(context, body, ref) for ref in refs]
+    resolved = [await _resolve(context, caller, body, ref) for ref in refs]
     sources = [await _source_token_ids(context, body, ref, one) for ref, one in zip(refs, resolved, strict=True)]
     placed = await context.registry.place([one.folded for one in resolved])
     for folded, source in zip(placed, sources, strict=True):
@@ -41,7 +43,7 @@ async def apply_interventions(
     if all(source is None for source in sources):
         return applied, placed
     pairs = zip(placed, sources, strict=True)
-    tasks = [asyncio.create_task(_with_source(context, body, folded, source)) for folded, source in pairs]
+    tasks = [asyncio.create_task(_with_source(context, caller, body, folded, source)) for folded, source in pairs]
     try:
         return applied, tuple(await asyncio.gather(*tasks))
     finally:
@@ -49,9 +51,13 @@ async def apply_interventions(
             task.cancel()
 
 
-async def _resolve(context: ApiContext, body: SamplingFields, ref: InterventionRef) -> ResolvedIntervention:
+async def _resolve(
+    context: ApiContext, caller: Caller, body: SamplingFields, ref: InterventionRef
+) -> ResolvedIntervention:
     try:
-        return await context.registry.resolve(ref.name, ref.version, scale=ref.scale, subspaces=ref.subspaces)
+        return await context.registry.resolve(
+            ref.name, ref.version, scale=ref.scale, subspaces=ref.subspaces, tenant=caller.tenant.name
+        )
     except (InterventionNotFoundError, InvalidInterventionNameError) as error:
         if body.model is not None and not body.intervention_refs():
             raise model_not_found(body.model) from error
@@ -60,7 +66,11 @@ async def _resolve(context: ApiContext, body: SamplingFields, ref: InterventionR
 
 
 def _applied(one: ResolvedIntervention, source: tuple[int, ...] | None) -> AppliedIntervention:
-    optional = {"subspaces": one.subspaces, "source_tokens": None if source is None else len(source)}
+    optional: dict[str, Any] = {
+        "tenant": one.owner or None,
+        "subspaces": one.subspaces,
+        "source_tokens": None if source is None else len(source),
+    }
     return AppliedIntervention(
         name=one.name,
         version=one.version,
@@ -110,7 +120,7 @@ async def _tokenize(
 
 
 async def _with_source(
-    context: ApiContext, body: SamplingFields, folded: FoldedSet, source: tuple[int, ...] | None
+    context: ApiContext, caller: Caller, body: SamplingFields, folded: FoldedSet, source: tuple[int, ...] | None
 ) -> FoldedSet:
     if source is None:
         return folded
@@ -118,9 +128,9 @@ async def _with_source(
         request_id=f"source-{uuid.uuid4().hex}",
         prompt_token_ids=source,
         sampling=SamplingParams(max_tokens=1),
-        tenant=body.user or "",
+        tenant=caller.share(body.user),
         priority=body.priority,
-        cache_salt=body.cache_salt or "",
+        cache_salt=caller.cache_salt(body.cache_salt, is_shared=context.settings.shares_prefixes),
         deadline_s=context.settings.request_timeout_s,
     )
     rows = await context.sources.get(folded, request)

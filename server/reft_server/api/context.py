@@ -17,6 +17,7 @@ from reft_server.metrics import Metrics
 from reft_server.registry import Registry
 from reft_server.request_context import note
 from reft_server.sources import SourceCache
+from reft_server.tenants import TenantDirectory
 
 from .lifecycle import Lifecycle
 from .model_names import ModelNames
@@ -37,6 +38,7 @@ class ApiContext:
     metrics: Metrics
     model_names: ModelNames
     lifecycle: Lifecycle
+    directory: TenantDirectory
     started_at: int
     tuning: FineTuning | None = None
 

@@ -26,6 +26,10 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
         server.GrammarTooComplexError: 400,
         server.PayloadTooLargeError: 413,
         server.AuthenticationError: 401,
+        server.PermissionDeniedError: 403,
+        server.TenantNotFoundError: 404,
+        server.TenantExistsError: 409,
+        server.ApiKeyNotFoundError: 404,
         server.ModelNotFoundError: 404,
         server.EngineOverloadedError: 429,
         server.EngineDeadError: 503,
@@ -71,7 +75,13 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
 """Every type of the error tree; a test proves that none is missing."""
 
 _TYPE_BY_STATUS: Mapping[int, str] = MappingProxyType(
-    {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
+    {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        409: "conflict_error",
+        429: "rate_limit_error",
+    }
 )
 RETRY_AFTER_DEAD_S = 5
 
@@ -100,4 +110,6 @@ def error_response(error: server.ReftError) -> Response:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     elif status_of(error) == 503:
         headers["retry-after"] = str(RETRY_AFTER_DEAD_S)
+    elif status_of(error) == 401:
+        headers["www-authenticate"] = "Bearer"
     return Response(error_json(error), status_of(error), headers, media_type="application/json")

@@ -12,6 +12,8 @@ from reft_client.types import Timing
 from reft_server.engine.types import GenerationRequest, TokenOutput, TokenStream
 from reft_server.errors import EngineDeadError, RequestTimeoutError
 from reft_server.request_context import note
+from reft_server.tenants import SHARED
+from reft_server.tenants.model import label_of
 
 from .context import ApiContext
 from .detokenizer import StopStringFilter
@@ -231,7 +233,7 @@ def _count_interventions(context: ApiContext, plan: GenerationPlan, request: Gen
     if not request.interventions:
         context.metrics.count_intervention(None)
     for applied in plan.applied:
-        context.metrics.count_intervention(applied.name)
+        context.metrics.count_intervention(label_of(applied.tenant or SHARED, applied.name.rpartition("/")[2]))
 
 
 async def _merge(choices: list[Choice]) -> AsyncGenerator[Delta, None]:

@@ -9,14 +9,16 @@ from reft_interventions.formulas import FORMULAS
 from reft_interventions.manifest import InterventionSpec, Manifest
 from reft_interventions.store import StoredVersion
 from reft_server.engine import types as engine
+from reft_server.tenants.model import wire_name
 
 
-def intervention_info(stored: StoredVersion, *, is_loaded: bool) -> InterventionInfo:
-    """What the API tells about one version."""
+def intervention_info(stored: StoredVersion, name: str, *, is_loaded: bool) -> InterventionInfo:
+    """What the API tells about one version; `name` is what the caller calls it."""
     manifest = stored.manifest
     specs = manifest.interventions
     return InterventionInfo(
-        name=stored.name,
+        name=name,
+        tenant=wire_name(stored.tenant),
         version=stored.version,
         content_hash=stored.content_hash,
         size_bytes=stored.size_bytes,

@@ -21,8 +21,10 @@ from reft_server.errors import (
     ReftError,
     ServerDrainingError,
 )
-from reft_server.request_context import RequestContext, note, serving
+from reft_server.request_context import RequestContext, current_request, note, serving
+from reft_server.tenants.model import wire_name
 
+from .authentication import PUBLIC_PATHS, Authenticator, set_caller
 from .context import count_error
 from .errors_table import error_response
 from .lifecycle import PROBE_PATHS, Lifecycle
@@ -39,7 +41,7 @@ _DRAIN_TIME_S = 5.0
 
 
 class RequestMiddleware:
-    """Gives each request an id and a clock, bounds it, and turns what nobody caught into a 500.
+    """Gives each request an id, a clock and a caller, bounds it, and turns what nobody caught into a 500.
 
     The id in `x-request-id` is the client's where it sends a sane one. It is for logs only: nothing is keyed by it.
 
@@ -48,10 +50,16 @@ class RequestMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, settings: ApiSettings, lifecycle: Lifecycle, upload_limits: Mapping[str, int]
+        self,
+        app: ASGIApp,
+        settings: ApiSettings,
+        lifecycle: Lifecycle,
+        authenticator: Authenticator,
+        upload_limits: Mapping[str, int],
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
+        self._authenticator = authenticator
         self._settings = settings
         self._upload_limits = upload_limits
         self._num_generating = 0
@@ -87,10 +95,13 @@ class RequestMiddleware:
             await _refuse(InternalServerError(sent.request_id), scope, receive, sent)
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if scope["path"] not in PUBLIC_PATHS:
+            self._authenticate(scope, headers)  # before a byte of the body is read
         upload_limit = self._upload_limits.get(scope["path"])
         limit = self._settings.max_body_bytes if upload_limit is None else upload_limit + MULTIPART_OVERHEAD_BYTES
         body = _BoundedBody(receive, limit)
-        await body.check_declared(Headers(scope=scope))
+        await body.check_declared(headers)
         if scope["path"] not in GENERATION_PATHS:
             await self._app(scope, body.receive, send)
             return
@@ -101,6 +112,13 @@ class RequestMiddleware:
             await self._app(scope, body.receive, send)
         finally:
             self._num_generating -= 1
+
+    def _authenticate(self, scope: Scope, headers: Headers) -> None:
+        caller = self._authenticator.caller(headers)
+        set_caller(scope, caller)
+        request = current_request()
+        if request is not None and not caller.is_open:
+            request.tenant = wire_name(caller.tenant.name)
 
 
 def _log_end(request: RequestContext, scope: Scope, sent: _RequestIdHeaders) -> None:

@@ -20,6 +20,7 @@ class ApiSettings:
         max_grammar_bytes: longest JSON Schema, pattern or grammar of one request.
         source_cache_bytes: of hidden rows of source prompts.
         max_intervention_labels: distinct interventions that metrics name; later ones count as `other`.
+        shares_prefixes: tenants may reuse what was computed for each other's prompts.
     """
 
     served_model_name: str | None = None
@@ -32,3 +33,4 @@ class ApiSettings:
     max_grammar_bytes: int = 64 << 10
     source_cache_bytes: int = 64 << 20
     max_intervention_labels: int = 64
+    shares_prefixes: bool = False

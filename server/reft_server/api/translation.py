@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from reft_client.types import AppliedIntervention, ChatCompletionRequest, CompletionRequest, SamplingFields
 from reft_server.engine.types import GenerationRequest, SamplingParams
 from reft_server.errors import InvalidRequestError, PromptTooLongError, UnsupportedParameterError
+from reft_server.tenants import Caller
 
 from .applied import apply_interventions
 from .context import ApiContext
@@ -46,7 +47,7 @@ class GenerationPlan:
         return sum(len(request.prompt_token_ids) for request in self.requests[:: self.num_choices_per_prompt])
 
 
-async def plan_completion(context: ApiContext, body: CompletionRequest) -> GenerationPlan:
+async def plan_completion(context: ApiContext, caller: Caller, body: CompletionRequest) -> GenerationPlan:
     """Tokenize the prompts, resolve the interventions, and fix the sampling of `/v1/completions`.
 
     Raises:
@@ -61,14 +62,14 @@ async def plan_completion(context: ApiContext, body: CompletionRequest) -> Gener
     sampling = await _sampling(context, body, body.max_tokens, body.logprobs)
     if body.echo and (body.logprobs is not None or not body.max_tokens):
         sampling = replace(sampling, num_prompt_logprobs=body.logprobs or 0)
-    plan = await _plan(context, body, "cmpl", prompts, sampling, is_limit_given=max_tokens is not None)
+    plan = await _plan(context, caller, body, "cmpl", prompts, sampling, is_limit_given=max_tokens is not None)
     if not body.echo:
         return plan
     texts = [prompt if isinstance(prompt, str) else context.tokenization.decode(prompt) for prompt in body.prompts]
     return replace(plan, echoes=tuple(text for text in texts for _ in range(body.n)))
 
 
-async def plan_chat(context: ApiContext, body: ChatCompletionRequest) -> GenerationPlan:
+async def plan_chat(context: ApiContext, caller: Caller, body: ChatCompletionRequest) -> GenerationPlan:
     """Render and tokenize the conversation, resolve the interventions, and fix the sampling of a chat request.
 
     Raises:
@@ -81,7 +82,7 @@ async def plan_chat(context: ApiContext, body: ChatCompletionRequest) -> Generat
     limit = body.max_new_tokens or context.settings.max_chat_tokens or window
     sampling = await _sampling(context, body, limit, (body.top_logprobs or 0) if body.logprobs else None)
     is_limit_given = body.max_new_tokens is not None
-    plan = await _plan(context, body, "chatcmpl", [prompt], sampling, is_limit_given=is_limit_given)
+    plan = await _plan(context, caller, body, "chatcmpl", [prompt], sampling, is_limit_given=is_limit_given)
     return replace(plan, tool_parser=tool_parser(body, context.tokenization.tool_syntax))
 
 
@@ -125,6 +126,7 @@ async def _sampling(
 
 async def _plan(
     context: ApiContext,
+    caller: Caller,
     body: SamplingFields,
     prefix: str,
     prompts: Sequence[tuple[int, ...]],
@@ -138,7 +140,7 @@ async def _plan(
         _fit(prompt, sampling.max_tokens, window, param=param, is_limit_given=is_limit_given) for prompt in prompts
     ]
     started_at_s = time.monotonic()
-    applied, folded = await apply_interventions(context, body, prompts)
+    applied, folded = await apply_interventions(context, caller, body, prompts)
     deadline_s = max(context.settings.request_timeout_s - (time.monotonic() - started_at_s), 0.0)
     response_id = f"{prefix}-{uuid.uuid4().hex}"
     requests = tuple(
@@ -152,9 +154,9 @@ async def _plan(
                 seed=None if sampling.seed is None else _wrap_seed(sampling.seed + answer),
             ),
             interventions=folded,
-            tenant=body.user or "",
+            tenant=caller.share(body.user),
             priority=body.priority,
-            cache_salt=body.cache_salt or "",
+            cache_salt=caller.cache_salt(body.cache_salt, is_shared=context.settings.shares_prefixes),
             deadline_s=deadline_s,
         )
         for index, prompt in enumerate(prompts)

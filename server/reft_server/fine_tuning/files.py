@@ -66,7 +66,7 @@ class Files:
             StoreError: the disk failed.
         """
         try:
-            self.check_quota(upload.stat().st_size)
+            self.check_quota(owner, upload.stat().st_size)
             async with self._check_slots:
                 num_rows = await asyncio.to_thread(check_rows, upload)
             record = FileRecord(
@@ -76,7 +76,7 @@ class Files:
                 num_rows=num_rows,
                 owner=owner,
             )
-            self.check_quota(record.num_bytes)
+            self.check_quota(owner, record.num_bytes)
             await self._keep(upload, record)
         finally:
             upload.unlink(missing_ok=True)
@@ -144,13 +144,13 @@ class Files:
         except OSError as error:
             raise StoreError(f"{record.id} can't be deleted: {error.strerror}") from error
 
-    def check_quota(self, num_bytes: int = 0) -> None:
-        """Whether one more upload, of this size, has room.
+    def check_quota(self, owner: str = "", num_bytes: int = 0) -> None:
+        """Whether one more upload of this owner, of this size, has room.
 
         Raises:
             FileQuotaError: it has not.
         """
-        uploads = [record.num_bytes for record in self._records.values() if record.purpose == "fine-tune"]
+        uploads = [record.num_bytes for record in self.list(owner) if record.purpose == "fine-tune"]
         if len(uploads) >= self._settings.max_files:
             raise FileQuotaError(f"There are {len(uploads)} files already; delete some", param="file")
         if sum(uploads) + num_bytes > self._settings.max_total_bytes:

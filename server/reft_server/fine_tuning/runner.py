@@ -220,7 +220,7 @@ class Runner:
         upload = self._registry.new_upload_path()
         try:
             await asyncio.to_thread(shutil.copyfile, folder.output, upload)
-            stored, _ = await self._registry.add(upload, record.name)
+            stored, _ = await self._registry.add(upload, record.name, tenant=record.owner)
         finally:
             upload.unlink(missing_ok=True)
         content, num_tokens = await asyncio.to_thread(results_of, folder.progress)

@@ -110,12 +110,12 @@ class FineTuning:
         """
         jobs, job_id = self.jobs, new_id("ftjob")
         plan = plan_training(request, job_id, self.settings)
-        await self._make_room()
+        await self._make_room(owner)
         data = self._data(request.training_file, "training_file", owner)
         if request.validation_file is not None:
             self._data(request.validation_file, "validation_file", owner)
         check_size(plan.options, data.num_rows, self._base.num_layers, self.settings)
-        num_queued = jobs.counts().get("queued", 0)
+        num_queued = sum(record.status == "queued" for record in jobs.list(owner))
         if num_queued >= self.settings.max_queued + self._num_free:
             raise FineTuningQueueFullError(f"{num_queued} jobs wait already", retry_after_s=_QUEUE_RETRY_S)
         record = JobRecord(
@@ -204,9 +204,9 @@ class FineTuning:
             record.id, "The server restarted; the job goes on from its last checkpoint.", level="warn"
         )
 
-    async def _make_room(self) -> None:
-        """Forget the oldest jobs that have ended, with their results, where there are too many."""
-        kept = self._jobs.all()
+    async def _make_room(self, owner: str) -> None:
+        """Forget the owner's oldest jobs that have ended, with their results, where there are too many."""
+        kept = self._jobs.list(owner)
         doomed = [record for record in reversed(kept) if record.has_ended]
         for record in doomed[: max(0, len(kept) + 1 - self.settings.max_jobs)]:
             for result in self._files.list(record.owner):

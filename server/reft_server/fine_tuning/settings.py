@@ -17,15 +17,15 @@ class FineTuningSettings:
         num_threads: threads of one training process.
         niceness: of a training process; 19 leaves it what serving does not use.
         max_running: jobs that train at once.
-        max_queued: jobs that may wait; one more is refused.
-        max_jobs: jobs that are kept; the oldest that have ended make room.
+        max_queued: jobs of one owner that may wait; one more is refused.
+        max_jobs: jobs of one owner that are kept; the oldest that have ended make room.
         max_memory_bytes: resident memory of one training process; more ends the job.
         max_time_s: of one training process, seconds; more ends the job.
         max_steps: optimizer steps of one job.
         max_restarts: restarts of the server that a running job survives.
         checkpoint_steps: optimizer steps between checkpoints.
         max_file_bytes: largest file.
-        max_files: files that may be uploaded at a time.
+        max_files: files that one owner may have at a time.
         max_total_bytes: their size together.
     """
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from reft_client.types import ChatCompletionRequest, ChatCompletionResponse
 
+from ..authentication import Infer
 from ..context import Context
 from ..disconnect import run_until_disconnect
 from ..openapi import CHAT_EXAMPLES, GENERATION_RESPONSES
@@ -28,6 +29,7 @@ router = APIRouter(tags=["generation"])
 )
 async def create_chat_completion(
     request: Request,
+    caller: Infer,
     context: Context,
     body: Annotated[ChatCompletionRequest, Body(openapi_examples=CHAT_EXAMPLES)],
 ) -> Response:
@@ -35,6 +37,6 @@ async def create_chat_completion(
 
     With `stream`, the answer is server-sent events: one `data: {json}` per piece, then `data: [DONE]`.
     """
-    plan = await run_until_disconnect(plan_chat(context, body), request.receive)
+    plan = await run_until_disconnect(plan_chat(context, caller, body), request.receive)
     output = ChatOutput(plan, body, context.tokenization)
     return await respond(context, request, plan, output, stream=body.stream, includes_usage=body.includes_usage)

@@ -13,6 +13,7 @@ from reft_client.types import FileDeleted, FileList, FileObject
 from reft_server.errors import InvalidRequestError, UnsupportedParameterError
 from reft_server.fine_tuning.records import FileRecord, page
 
+from ..authentication import Upload
 from ..context import Tuning
 from ..openapi import ERROR, FILE_BODY, FILE_RESPONSES
 from ..read_file import read_file
@@ -25,15 +26,15 @@ _MAX_FILENAME = 255
 
 
 @router.post("", summary="Upload data to train on", responses=FILE_RESPONSES, openapi_extra=FILE_BODY)
-async def upload_file(request: Request, tuning: Tuning) -> FileObject:
+async def upload_file(request: Request, caller: Upload, tuning: Tuning) -> FileObject:
     """Keep a JSONL file. Every line is checked now; a job tokenizes them."""
     files = tuning.files
-    files.check_quota()
+    files.check_quota(caller.tenant.name)
     path = files.new_upload_path()
     try:
         form = await receive_form(request, path, tuning.settings.max_file_bytes)
         _check_fields(form)
-        record = await files.add(path, form.filename[:_MAX_FILENAME] or "data.jsonl")
+        record = await files.add(path, form.filename[:_MAX_FILENAME] or "data.jsonl", caller.tenant.name)
     finally:
         await asyncio.to_thread(path.unlink, missing_ok=True)
     return _file_object(record)
@@ -41,6 +42,7 @@ async def upload_file(request: Request, tuning: Tuning) -> FileObject:
 
 @router.get("", summary="List files")
 async def list_files(
+    caller: Upload,
     tuning: Tuning,
     purpose: str | None = None,
     after: str | None = None,
@@ -48,7 +50,7 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> FileList:
     """Every file, newest first; `after=last_id` asks for the next page."""
-    records = [record for record in tuning.files.list() if purpose in (None, record.purpose)]
+    records = [record for record in tuning.files.list(caller.tenant.name) if purpose in (None, record.purpose)]
     chosen, has_more = page(records if order == "desc" else records[::-1], after, limit)
     data = tuple(_file_object(record) for record in chosen)
     return FileList(
@@ -57,15 +59,15 @@ async def list_files(
 
 
 @router.get("/{file_id}", summary="Show one file", responses=_LOOKUP)
-async def get_file(tuning: Tuning, file_id: str) -> FileObject:
+async def get_file(caller: Upload, tuning: Tuning, file_id: str) -> FileObject:
     """What is known about it, without its content."""
-    return _file_object(tuning.files.get(file_id))
+    return _file_object(tuning.files.get(file_id, caller.tenant.name))
 
 
 @router.get("/{file_id}/content", summary="Download a file", responses=_LOOKUP, response_class=StreamingResponse)
-async def get_file_content(tuning: Tuning, file_id: str) -> Response:
+async def get_file_content(caller: Upload, tuning: Tuning, file_id: str) -> Response:
     """The content, byte for byte as it was uploaded."""
-    record = tuning.files.get(file_id)
+    record = tuning.files.get(file_id, caller.tenant.name)
     file = await asyncio.to_thread(tuning.files.open_content, record)
     headers = {"content-length": str(record.num_bytes)}
     return StreamingResponse(read_file(file), headers=headers, media_type="application/octet-stream")
@@ -76,9 +78,9 @@ async def get_file_content(tuning: Tuning, file_id: str) -> Response:
     summary="Delete a file",
     responses={**_LOOKUP, 409: {**ERROR, "description": "A job that has not ended needs it."}},
 )
-async def delete_file(tuning: Tuning, file_id: str) -> FileDeleted:
+async def delete_file(caller: Upload, tuning: Tuning, file_id: str) -> FileDeleted:
     """Remove a file that no waiting or running job needs."""
-    return FileDeleted(id=(await tuning.delete_file(file_id)).id)
+    return FileDeleted(id=(await tuning.delete_file(file_id, caller.tenant.name)).id)
 
 
 def _check_fields(form: UploadForm) -> None:

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from reft_client.types import ModelCard, ModelList
 from reft_interventions.errors import InterventionNotFoundError, InvalidInterventionNameError
 
+from ..authentication import Reader
 from ..context import ApiContext, Context
 from ..model_names import model_not_found
 from ..openapi import ERROR
@@ -17,10 +18,9 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/v1/models", summary="List what `model` may name")
-async def list_models(context: Context) -> ModelList:
+async def list_models(caller: Reader, context: Context) -> ModelList:
     """The base model first, then the newest version of each intervention (`root` and `parent`: the base model)."""
-    stored = await asyncio.to_thread(context.registry.list)
-    cards = (_intervention_card(context, item.name, int(item.created_at)) for item in stored)
+    cards = await asyncio.to_thread(_intervention_cards, context, caller.tenant.name)
     return ModelList(data=(_base_card(context), *cards))
 
 
@@ -29,13 +29,13 @@ async def list_models(context: Context) -> ModelList:
     summary="Show one model",
     responses={404: {**ERROR, "description": "No such model."}},
 )
-async def get_model(context: Context, model: str) -> ModelCard:
+async def get_model(caller: Reader, context: Context, model: str) -> ModelCard:
     """The base model under any of its names, or an intervention (`name`, `name@version`)."""
     ref = context.model_names.intervention_of(model)
     if ref is None:
         return _base_card(context)
     try:
-        stored = context.registry.get(ref.name, ref.version)
+        stored = context.registry.get(ref.name, ref.version, tenant=caller.tenant.name)
     except (InterventionNotFoundError, InvalidInterventionNameError) as error:
         raise model_not_found(model) from error
     return _intervention_card(context, str(ref), int(stored.created_at))
@@ -48,6 +48,14 @@ def _base_card(context: ApiContext) -> ModelCard:
         created=context.started_at,
         root=names.base_id,
         max_model_len=context.engine.model_info.max_model_len,
+    )
+
+
+def _intervention_cards(context: ApiContext, tenant: str) -> tuple[ModelCard, ...]:
+    registry = context.registry
+    return tuple(
+        _intervention_card(context, registry.name_of(stored, tenant), int(stored.created_at))
+        for stored in registry.list(tenant)
     )
 
 

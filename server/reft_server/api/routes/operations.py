@@ -11,6 +11,7 @@ from starlette.responses import Response
 from reft_client.types import HealthStatus, VersionInfo
 from reft_server.errors import EngineDeadError
 
+from ..authentication import NEEDS_METRICS
 from ..context import Context
 from ..openapi import ERROR
 
@@ -49,7 +50,7 @@ async def server_version() -> VersionInfo:
     return VersionInfo(version=version("reft-serve"))
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response, dependencies=[NEEDS_METRICS])
 async def metrics(context: Context) -> Response:
     """Names as vLLM's, with the prefix `reft:`."""
     return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -7,10 +7,11 @@ from fastapi import APIRouter
 from reft_client.types import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from reft_server.errors import InvalidRequestError
 
+from ..authentication import NEEDS_INFER
 from ..context import Context
 from ..openapi import ERROR
 
-router = APIRouter(tags=["tokenizer"], responses={400: ERROR})
+router = APIRouter(tags=["tokenizer"], responses={400: ERROR}, dependencies=[NEEDS_INFER])
 
 
 @router.post("/tokenize", summary="Token ids of a prompt or of a conversation")

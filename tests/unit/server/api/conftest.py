@@ -17,7 +17,9 @@ from reft_interventions.store import InterventionStore
 from reft_server.api.app import create_app
 from reft_server.api.settings import ApiSettings
 from reft_server.engine.pool import InterventionPool
+from reft_server.fine_tuning.service import FineTuning
 from reft_server.registry import Registry
+from reft_server.tenants import TenantDirectory
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizers import byte_level_tokenizer
 from tests.intervention_sets import BASE
@@ -50,12 +52,24 @@ def store_folder(tmp_path: Path, empty_store: Path) -> Path:
 
 @pytest.fixture
 def make_client(engine: FakeEngine, tokenizer: PreTrainedTokenizerFast, store_folder: Path) -> Iterator[MakeClient]:
-    """`make_client(tokenizer=..., **settings)`: a client of a started app; a second call makes a second app."""
+    """`make_client(tokenizer=..., directory=..., **settings)`: a client of a started app; a second call, a second app.
+
+    Without `directory` there are no tenants and no keys.
+    """
     with ExitStack() as stack:
 
-        def make(tokenizer: PreTrainedTokenizerFast = tokenizer, **settings: object) -> TestClient:
-            registry = Registry(InterventionStore(store_folder), InterventionPool(1 << 20), engine, BASE, FileLimits())
-            app = create_app(engine, tokenizer, registry, replace(ApiSettings(), **settings))
+        def make(
+            tokenizer: PreTrainedTokenizerFast = tokenizer,
+            directory: TenantDirectory | None = None,
+            may_be_open: bool = True,
+            make_tuning: Callable[[Registry], FineTuning] | None = None,
+            **settings: object,
+        ) -> TestClient:
+            store, pool = InterventionStore(store_folder), InterventionPool(1 << 20)
+            registry = Registry(store, pool, engine, BASE, FileLimits(), directory=directory)
+            chosen = replace(ApiSettings(), **settings)
+            tuning = None if make_tuning is None else make_tuning(registry)
+            app = create_app(engine, tokenizer, registry, chosen, tuning, directory, may_be_open=may_be_open)
             return stack.enter_context(TestClient(app, raise_server_exceptions=False))
 
         yield make

@@ -218,7 +218,8 @@ def test_interventions_apply_in_order_with_their_scale(client: TestClient, engin
         ({"model": "@"}, 404, "model_not_found", "model"),
         ({"intervention": "nothing"}, 404, "intervention_not_found", "intervention"),
         ({"intervention": "style@9"}, 404, "intervention_not_found", "intervention"),
-        ({"intervention": "a/b"}, 400, "invalid_intervention_name", "intervention"),
+        ({"intervention": "a/b"}, 404, "intervention_not_found", "intervention"),  # of the tenant a
+        ({"intervention": "a/b/c"}, 400, "invalid_intervention_name", "intervention"),
         ({"model": "style", "intervention": "other"}, 400, "invalid_request", "intervention"),
         ({"model": "style@1", "intervention": "style@2"}, 400, "invalid_request", "intervention"),
         ({"model": "style", "intervention": ["style", "other"]}, 400, "invalid_request", "intervention"),

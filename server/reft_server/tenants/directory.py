@@ -1,0 +1,317 @@
+"""The tenants, keys and grants of a server: the database is the truth, and memory answers every request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, create_engine, delete, event, insert, select, update
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from reft_interventions.errors import InvalidInterventionNameError, StoreError
+from reft_interventions.store import check_name, durable
+from reft_server.errors import ApiKeyNotFoundError, InvalidRequestError, TenantExistsError, TenantNotFoundError
+
+from .keys import NewKey, new_key
+from .model import SHARED, SHARED_NAME, ApiKey, Scope, Tenant, TenantLimits, wire_name
+from .schema import API_KEYS, GRANTS, METADATA, REVISION, TENANTS
+from .snapshot import EMPTY, Snapshot, read_snapshot
+
+logger = logging.getLogger(__name__)
+
+_FILE_NAME = "tenants.sqlite3"
+REFRESH_S = 1.0
+"""How often a server looks for what others, or the command line, have changed."""
+
+
+class TenantDirectory:
+    """Tenants, keys and grants in a database that other processes may change too.
+
+    Every request is answered from `snapshot`, which is immutable and replaced as a whole. Writes are durable, and in
+    this process's snapshot, when they return; `watch` brings in those of other processes. All methods may be called
+    from any thread.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.RLock()
+        self._is_open = False
+        self.snapshot: Snapshot = EMPTY
+
+    @classmethod
+    def of_store(cls, store_dir: Path) -> TenantDirectory:
+        """In an SQLite file in the store's folder, which only its owner may read."""
+        engine = create_engine(f"sqlite:///{store_dir / _FILE_NAME}", connect_args={"timeout": 10.0})
+        event.listen(engine, "connect", _use_write_ahead_log)
+        return cls(engine)
+
+    @classmethod
+    def in_memory(cls) -> TenantDirectory:
+        """Gone with the process."""
+        return cls(create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}))
+
+    def open(self) -> None:
+        """Make the tables that are missing, and read them; calling twice is fine.
+
+        Raises:
+            StoreError: the database can't be used.
+        """
+        if self._is_open:
+            return
+        with _store_errors():
+            _make_folder(self._engine.url)
+            with self._engine.begin() as connection:
+                METADATA.create_all(connection)
+                _insert_once(connection)
+        self._is_open = True
+        self.refresh()
+
+    def close(self) -> None:
+        """Drop the connections; calling twice is fine."""
+        self._engine.dispose()
+        self._is_open = False
+
+    def refresh(self) -> bool:
+        """Read the tables again if they have changed; says whether they had.
+
+        Raises:
+            StoreError: the database can't be read.
+        """
+        with self._lock, _store_errors(), self._engine.connect() as connection:
+            revision = connection.execute(select(REVISION.c.revision)).scalar_one()
+            if revision == self.snapshot.revision:
+                return False
+            self.snapshot = read_snapshot(connection)
+        return True
+
+    async def watch(self) -> None:
+        """Refresh for ever. While the database can't be read, the last snapshot stays in use."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                if await asyncio.to_thread(self.refresh):
+                    logger.info("tenants_refreshed revision=%d", self.snapshot.revision)
+            except StoreError as error:
+                logger.error("tenants_unreadable reason=%s", error.message)
+
+    def create_tenant(self, name: str, limits: TenantLimits | None = None) -> Tenant:
+        """Add a tenant.
+
+        Raises:
+            InvalidRequestError: the name breaks the rules.
+            TenantExistsError: it is taken.
+        """
+        check_tenant_name(name)
+        tenant = Tenant(name, time.time(), limits or TenantLimits())
+        try:
+            with self._change() as connection:
+                values = {"name": name, "created_at": tenant.created_at, **asdict(tenant.limits)}
+                connection.execute(insert(TENANTS).values(values))
+        except IntegrityError as error:
+            raise TenantExistsError(f"There is a tenant {name!r} already", param="name") from error
+        logger.info("tenant_created tenant=%s", name)
+        return tenant
+
+    def set_limits(self, name: str, limits: TenantLimits) -> Tenant:
+        """Replace a tenant's limits.
+
+        Raises:
+            TenantNotFoundError: there is none with this name.
+        """
+        with self._change() as connection:
+            found = connection.execute(update(TENANTS).where(TENANTS.c.name == name).values(asdict(limits)))
+            if not found.rowcount:
+                raise _no_tenant(name)
+        logger.info("tenant_limits_set tenant=%s", wire_name(name))
+        return self.snapshot.tenants[name]
+
+    def create_key(
+        self, tenant: str, scopes: Sequence[Scope], *, description: str = "", expires_at: float | None = None
+    ) -> tuple[ApiKey, NewKey]:
+        """Add a key; its text is nowhere but in the result.
+
+        Args:
+            expires_at: Unix seconds; None = never.
+
+        Raises:
+            TenantNotFoundError: there is no such tenant.
+            InvalidRequestError: no scopes, one that this tenant can't have, or an end in the past.
+        """
+        if not scopes:
+            raise InvalidRequestError("A key needs at least one scope", param="scopes")
+        if tenant != SHARED and not {"admin", "metrics"}.isdisjoint(scopes):
+            raise InvalidRequestError(
+                f"Only keys of the tenant {SHARED_NAME!r} can have the scopes admin and metrics", param="scopes"
+            )
+        if expires_at is not None and expires_at <= time.time():
+            raise InvalidRequestError("The key would have expired already", param="expires_in_s")
+        if tenant not in self.snapshot.tenants:
+            raise _no_tenant(tenant)
+        born = new_key()
+        with self._change() as connection:
+            _insert_key(connection, born, tenant, frozenset(scopes), description, expires_at)
+        logger.info("api_key_created key_id=%s tenant=%s scopes=%s", born.key_id, wire_name(tenant), " ".join(scopes))
+        return self.snapshot.keys[born.key_id], born
+
+    def rotate_key(self, key_id: str, *, overlap_s: float = 0.0) -> tuple[ApiKey, NewKey]:
+        """A new key in the place of another, which goes on for `overlap_s` seconds and then ends.
+
+        The new one has the old one's tenant, scopes and description, and lives as long as that was meant to.
+
+        Raises:
+            ApiKeyNotFoundError: no living key has this id.
+        """
+        old, now = self._living(key_id), time.time()
+        end = now + overlap_s if old.expires_at is None else min(now + overlap_s, old.expires_at)
+        expires_at = None if old.expires_at is None else now + old.expires_at - old.created_at
+        born = new_key()
+        with self._change() as connection:
+            _insert_key(connection, born, old.tenant, old.scopes, old.description, expires_at)
+            connection.execute(update(API_KEYS).where(API_KEYS.c.key_id == key_id).values(expires_at=end))
+        logger.info("api_key_rotated key_id=%s by=%s overlap_s=%g", key_id, born.key_id, overlap_s)
+        return self.snapshot.keys[born.key_id], born
+
+    def revoke_key(self, key_id: str) -> ApiKey:
+        """End a key now. Its row stays, so that a server that had keys never opens again by losing them.
+
+        Raises:
+            ApiKeyNotFoundError: no key has this id, or it was revoked already.
+        """
+        if (found := self.snapshot.keys.get(key_id)) is None or found.revoked_at is not None:
+            raise _no_key(key_id)
+        with self._change() as connection:
+            connection.execute(update(API_KEYS).where(API_KEYS.c.key_id == key_id).values(revoked_at=time.time()))
+        logger.info("api_key_revoked key_id=%s", key_id)
+        return self.snapshot.keys[key_id]
+
+    def grant(self, owner: str, name: str, reader: str) -> None:
+        """Let `reader` use all versions of a set of `owner`; `reader` need not exist.
+
+        Raises:
+            InvalidRequestError: `reader` can't be a tenant's name.
+        """
+        check_tenant_name(reader)
+        with self._change() as connection:
+            connection.execute(delete(GRANTS).where(_is_grant(owner, name, reader)))
+            values = {"owner": owner, "name": name, "reader": reader, "created_at": time.time()}
+            connection.execute(insert(GRANTS).values(values))
+        logger.info("grant_created owner=%s name=%s reader=%s", wire_name(owner), name, reader)
+
+    def withdraw(self, owner: str, name: str, reader: str | None = None) -> None:
+        """Take a grant back; all of the set's with `reader` None. What is not there is no error."""
+        readers = self.snapshot.readers.get((owner, name), frozenset())
+        if not (readers if reader is None else readers & {reader}):
+            return
+        with self._change() as connection:
+            connection.execute(delete(GRANTS).where(_is_grant(owner, name, reader)))
+        logger.info("grant_withdrawn owner=%s name=%s reader=%s", wire_name(owner), name, reader or "all")
+
+    def _living(self, key_id: str) -> ApiKey:
+        found = self.snapshot.keys.get(key_id)
+        if found is None or not found.is_alive(time.time()):
+            raise _no_key(key_id)
+        return found
+
+    @contextmanager
+    def _change(self) -> Iterator[Connection]:
+        """A transaction that others will notice; afterwards the snapshot has it."""
+        self.open()
+        with self._lock:
+            with _store_errors(), self._engine.begin() as connection:
+                connection.execute(update(REVISION).values(revision=REVISION.c.revision + 1))
+                yield connection
+            self.refresh()
+
+
+def check_tenant_name(name: str) -> str:
+    """Return `name` if it may name a tenant: the rule of interventions' names, but for the reserved one.
+
+    Raises:
+        InvalidRequestError: it may not.
+    """
+    try:
+        check_name(name)
+    except InvalidInterventionNameError as error:
+        message = f"{name[:64]!a} can't name a tenant: the rule is that of interventions' names"
+        raise InvalidRequestError(message, param="tenant") from error
+    if name == SHARED_NAME:
+        raise InvalidRequestError(f"{SHARED_NAME!r} is the operator's own tenant", param="tenant")
+    return name
+
+
+def _insert_key(
+    connection: Connection,
+    born: NewKey,
+    tenant: str,
+    scopes: frozenset[Scope],
+    description: str,
+    expires_at: float | None,
+) -> None:
+    connection.execute(
+        insert(API_KEYS).values(
+            key_id=born.key_id,
+            tenant=tenant,
+            salt=born.salt,
+            digest=born.digest,
+            scopes=" ".join(sorted(scopes)),
+            description=description,
+            created_at=time.time(),
+            expires_at=expires_at,
+        )
+    )
+
+
+def _insert_once(connection: Connection) -> None:
+    """The rows that every database has; another process may be at it too."""
+    for table, values in ((TENANTS, {"name": SHARED, "created_at": time.time()}), (REVISION, {"id": 1, "revision": 1})):
+        key = next(iter(table.primary_key.columns))
+        if connection.execute(select(key).where(key == values[key.name])).first() is None:
+            connection.execute(insert(table).values(values))
+
+
+def _is_grant(owner: str, name: str, reader: str | None) -> sqlalchemy.ColumnElement[bool]:
+    found = (GRANTS.c.owner == owner) & (GRANTS.c.name == name)
+    return found if reader is None else found & (GRANTS.c.reader == reader)
+
+
+def _no_tenant(name: str) -> TenantNotFoundError:
+    return TenantNotFoundError(f"There is no tenant {name[:64]!r}", param="tenant")
+
+
+def _no_key(key_id: str) -> ApiKeyNotFoundError:
+    return ApiKeyNotFoundError(f"There is no living key {key_id[:64]!r}", param="key_id")
+
+
+def _make_folder(url: sqlalchemy.URL) -> None:
+    if url.get_backend_name() == "sqlite" and url.database:
+        durable.make_folder(Path(url.database).parent)
+        with contextlib.suppress(FileExistsError):  # private from its first byte
+            os.close(os.open(url.database, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _use_write_ahead_log(connection: DBAPIConnection, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (SQLAlchemyError, OSError) as error:
+        raise StoreError(f"the tenants' database can't be used: {type(error).__name__}") from error

@@ -1,0 +1,45 @@
+"""The tables of tenants, keys and grants, in SQLAlchemy's words: the same on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Integer, LargeBinary, MetaData, String, Table
+
+from .model import TenantLimits
+
+METADATA = MetaData()
+
+TENANTS = Table(
+    "tenants",
+    METADATA,
+    Column("name", String(64), primary_key=True),
+    Column("created_at", Float, nullable=False),
+    *(Column(limit.name, BigInteger) for limit in fields(TenantLimits)),
+)
+API_KEYS = Table(
+    "api_keys",
+    METADATA,
+    Column("key_id", String(16), primary_key=True),
+    Column("tenant", String(64), ForeignKey("tenants.name"), nullable=False, index=True),
+    Column("salt", LargeBinary(16), nullable=False),
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("scopes", String(64), nullable=False),
+    Column("description", String(256), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+)
+# `reader` is no foreign key: whether a tenant exists must not show when somebody grants it something.
+GRANTS = Table(
+    "grants",
+    METADATA,
+    Column("owner", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("reader", String(64), primary_key=True),
+    Column("created_at", Float, nullable=False),
+)
+# One row. Every write adds 1 first, which also puts writers in a queue; readers look at nothing else until it changes.
+REVISION = Table(
+    "tenants_revision", METADATA, Column("id", Integer, primary_key=True), Column("revision", Integer, nullable=False)
+)
