@@ -23,6 +23,16 @@ from tests.unit.client.fakes import INFO, MakeClient, answering, error_response
             "/v1/interventions/haiku?version=sha256%3Af0",
             INFO,
         ),
+        (
+            lambda client: client.interventions.get("acme/haiku@2"),
+            "/v1/interventions/haiku?tenant=acme&version=2",
+            INFO,
+        ),
+        (
+            lambda client: client.interventions.versions("acme/haiku"),
+            "/v1/interventions/haiku/versions?tenant=acme",
+            {"name": "acme/haiku", "data": [INFO]},
+        ),
         (lambda client: client.interventions.get("../a b"), "/v1/interventions/..%2Fa%20b", INFO),
         (
             lambda client: client.interventions.versions("haiku"),
