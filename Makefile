@@ -13,11 +13,15 @@ HOST ?=
 ARGS ?=
 SERVE_FLAGS := $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(if $(HOST),--host '$(HOST)')
 
+# Which comparisons: make bench-peers PEERS=vllm
+PEERS ?= hf peft weights pyreft llama_cpp vllm
+PEER_STAMPS := $(patsubst %,.venv-%/.installed,$(filter pyreft llama_cpp vllm,$(PEERS)))
+
 # Which tests: make test TESTS=tests/unit ARGS='-k store'
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install model serve check format test test-pyreft bench bench-methods train-examples docker clean
+.PHONY: help install model serve check format test test-pyreft bench bench-peers bench-methods train-examples docker clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +65,23 @@ test-pyreft: $(STAMP) $(PYREFT_STAMP)  ## Compare with pyreft itself, in an envi
 	REFT_TEST_PYREFT_FIXTURES=$(CURDIR)/.venv-pyreft/fixtures REFT_TEST_PYREFT_PYTHON=$(CURDIR)/.venv-pyreft/bin/python \
 		$(BIN)/python -m pytest tests/parity/test_pyreft_parity.py tests/pyreft/live_check.py $(ARGS)
 
-bench: $(STAMP) model  ## Measure this machine, and other servers that ARGS= names (ARGS=--help)
-	$(BIN)/python -m benchmarks.peers $(ARGS)
+bench: $(STAMP) model  ## Measure this machine beside HF and PEFT (ARGS='--quick', '--only swap pool')
+	$(BIN)/python -m benchmarks $(ARGS)
+
+.venv-vllm/.installed: benchmarks/environments/vllm.txt benchmarks/environments/vllm-no-deps.txt
+	@$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check -r benchmarks/environments/vllm.txt
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check --no-deps -r benchmarks/environments/vllm-no-deps.txt
+	@touch $@
+
+.venv-llama_cpp/.installed: $(STAMP) benchmarks/environments/llama_cpp.txt benchmarks/environments/build_llama_cpp.sh
+	@$(PYTHON) -m venv .venv-llama_cpp
+	bash benchmarks/environments/build_llama_cpp.sh .venv-llama_cpp
+	$(BIN)/python -m benchmarks.peers.gguf_copies .venv-llama_cpp
+	@touch $@
+
+bench-peers: $(STAMP) model $(PEER_STAMPS)  ## Compare with other software, in environments of their own (PEERS= ARGS=)
+	$(BIN)/python -m benchmarks --only $(PEERS) $(patsubst %,distinct-%,$(filter peft vllm,$(PEERS))) $(ARGS)
 
 bench-methods: $(STAMP) model  ## Train ReFT, LoRA, prefix and prompt tuning on the same data; write docs/interventions.md's tables
 	$(BIN)/python -m benchmarks.methods.tasks --output-dir build/methods
@@ -77,4 +96,4 @@ docker:  ## Build the CPU image
 	docker build -f docker/Dockerfile -t reft-serve .
 
 clean:  ## Remove the environment and the caches of the tools (not the model)
-	rm -rf $(VENV) .venv-pyreft *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-pyreft .venv-vllm .venv-llama_cpp *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

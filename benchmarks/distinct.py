@@ -1,59 +1,118 @@
-"""What do interventions cost, over the number of distinct ones in a batch?
+"""What do interventions cost, over the number of distinct ones in a batch, and what do LoRAs cost elsewhere?
 
-Question: output tokens/s with K distinct sets mixed, over that of the base model in the same round.
+Question: output tokens/s with K distinct adapters mixed, over that of the base model in the same round.
 Baseline: the same number of requests on the bare base, on the same server. Every job has random prompts of its own, so
-that nothing is reused; the order of the jobs turns round with every round.
+that nothing is reused; the order of the jobs turns round with every round. `ours`: LoReFT sets. `peft`: LoRAs (r 8 on q
+and v, PEFT's defaults) in a static batch of HF `generate` whose rows name theirs. `vllm`: the same LoRAs on vLLM's CPU
+build, base requests on the same server with LoRA switched on.
 Ceiling: 1.0, the base's own throughput.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import signal
+import sys
 import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from benchmarks.distinct_plot import write_plot
-from benchmarks.figures import ratios, write_result
-from benchmarks.machine import describe, machine_lock, median
-from benchmarks.server_process import running_server, upload_random_sets
-from benchmarks.streaming import completion_body, random_prompts, stream_all
+from benchmarks.adapter_files import upload_random_sets, write_random_loras
+from benchmarks.figures import ratios
+from benchmarks.machine import median
+from benchmarks.options import Options, make_options, make_parser
+from benchmarks.peers.contenders import Setting, start_vllm_server
+from benchmarks.peers.environments import MissingPeerError
+from benchmarks.peers.runners import Runner, ServerRunner, WorkerRunner
+from benchmarks.server_process import start_server
+from benchmarks.streaming import random_prompts
 
-PREFIXES = {"f3+l3": "prompt", "all": "all"}
-"""Positions, and how the names of the sets with them begin."""
+PREFIXES = {"f3+l3": "prompt", "all": "all", "lora": "lora"}
+"""What kind of adapter, and how the names of those of this kind begin."""
 BASE = ("base", 0)
+DEFAULT_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Series:
-    """Jobs of equal size: the base, and positions with a number of distinct sets."""
+    """Jobs of equal size: the base, and kinds of adapters with a number of distinct ones."""
 
     num_requests: int
     num_prompt_tokens: int
     num_new_tokens: int
-    mixes: tuple[tuple[str, int], ...]
+    numbers: tuple[int, ...]
 
 
 SERIES = (
-    Series(64, 64, 64, (("f3+l3", 1), ("f3+l3", 8), ("f3+l3", 64), ("all", 1), ("all", 8), ("all", 64))),
+    Series(64, 64, 32, (1, 8, 64)),
     # So many sequences at once fit into memory and time only when they are short; more of their tokens are edited.
-    Series(512, 32, 16, (("f3+l3", 512),)),
+    Series(512, 32, 16, (512,)),
+)
+QUICK_SERIES = (Series(4, 8, 4, (1, 4)),)
+KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"ours": ("f3+l3", "all"), "peft": ("lora",), "vllm": ("lora",)}
 )
 
 
-def measure(url: str, series: Series, rounds: int, lock: Path | None) -> dict[str, Any]:
-    """Paired rounds of one series."""
-    jobs = (BASE, *series.mixes)
+def start_ours(setting: Setting) -> Runner:
+    """Our server with as many sets of each kind as some job mixes; those for 512 requests edit prompts only."""
+    options, folder = setting.options, setting.folder
+    flags = ("--engine-max-num-seqs", "512", "--engine-max-queue-len", "512", "--log-level", "warning")
+    server = start_server(folder / "store", *options.server_flags, *flags)
+    runner = ServerRunner(server, str(options.machine["reft-serve"]))
+    setting.add(runner)
+    server.wait_until_ready()
+    for positions in KINDS["ours"]:
+        names = asyncio.run(
+            upload_random_sets(
+                server.url,
+                folder,
+                setting.num_sets,
+                positions=positions,
+                prefix=PREFIXES[positions],
+                model=options.model,
+            )
+        )
+        print(f"uploaded {len(names)} sets, {positions}", flush=True)
+    return runner
+
+
+def start_peft(setting: Setting) -> Runner:
+    folder = setting.folder / "loras"
+    write_random_loras(folder, setting.num_sets, setting.options.model)
+    runner = WorkerRunner("benchmarks.peers.hf_worker", str(setting.options.model.path), str(folder))
+    setting.add(runner)
+    return runner
+
+
+def start_vllm(setting: Setting) -> Runner:
+    folder = setting.folder / "loras"
+    write_random_loras(folder, setting.num_sets, setting.options.model)
+    return start_vllm_server(setting, "vllm-lora", folder, max_num_seqs=512)
+
+
+RUNNERS: Mapping[str, Callable[[Setting], Runner]] = MappingProxyType(
+    {"ours": start_ours, "peft": start_peft, "vllm": start_vllm}
+)
+
+
+def measure(runner: Runner, options: Options, series: Series, kinds: tuple[str, ...], num_sets: int) -> dict[str, Any]:
+    """Paired rounds of one series, with at most so many distinct adapters."""
+    mixes = [(kind, number) for kind in kinds for number in series.numbers if number <= num_sets]
+    jobs = (BASE, *mixes)
     seconds: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
     num_output = series.num_requests * series.num_new_tokens
-    for index in range(rounds + 1):
+    for index in range(options.num_rounds(DEFAULT_ROUNDS) + 1):
         is_warm_up = index == 0
-        with machine_lock(lock, is_exclusive=True):
-            for turn, job in enumerate(jobs[-1:] if is_warm_up else jobs[:: 1 if index % 2 else -1]):
-                taken = job_s(url, series, *job, seed=1000 * index + turn)
-                print(f"round {index} {job[0]} K={job[1]}: {num_output / taken:.1f} tok/s", flush=True)
+        with options.hold_machine(is_exclusive=True):
+            options.check_quiet()
+            for turn, job in enumerate(jobs[:1] if is_warm_up else jobs[:: 1 if index % 2 else -1]):
+                taken = job_s(runner, options, series, *job, seed=1000 * index + turn)
+                print(f"  round {index}, {job[0]} K={job[1]}: {num_output / taken:.1f} tok/s", flush=True)
                 if not is_warm_up:
                     seconds[job].append(taken)
     return {
@@ -61,48 +120,53 @@ def measure(url: str, series: Series, rounds: int, lock: Path | None) -> dict[st
         "num_prompt_tokens": series.num_prompt_tokens,
         "num_new_tokens": series.num_new_tokens,
         "base_tokens_per_s": round(median([num_output / taken for taken in seconds[BASE]]), 1),
-        "over_base": [
-            {"positions": job[0], "num_distinct": job[1], **ratios(seconds[BASE], seconds[job])} for job in series.mixes
-        ],
+        "over_base": [{"kind": job[0], "num_distinct": job[1], **ratios(seconds[BASE], seconds[job])} for job in mixes],
     }
 
 
-def job_s(url: str, series: Series, positions: str, num_distinct: int, seed: int) -> float:
-    """Seconds of all requests at once, the n-th under the n-th of the sets."""
-    bodies = []
-    for index, prompt in enumerate(random_prompts(seed, series.num_requests, series.num_prompt_tokens)):
-        name = f"{PREFIXES[positions]}-{index % num_distinct}" if num_distinct else None
-        bodies.append(completion_body(prompt, series.num_new_tokens, intervention=name))
-    return asyncio.run(stream_all(url, bodies))[0]
+def job_s(runner: Runner, options: Options, series: Series, kind: str, num_distinct: int, seed: int) -> float:
+    """Seconds of all requests at once, the n-th under the n-th of the adapters."""
+    prompts = random_prompts(seed, series.num_requests, series.num_prompt_tokens, options.model.token_ids)
+    adapters = [f"{PREFIXES[kind]}-{index % num_distinct}" if num_distinct else None for index in range(len(prompts))]
+    return runner.run_s(prompts, series.num_new_tokens, adapters)
 
 
-def upload_sets(url: str, folder: Path) -> None:
-    """As many sets of each kind as some job mixes."""
-    mixes = [mix for series in SERIES for mix in series.mixes]
-    for positions, prefix in PREFIXES.items():
-        num_sets = max(k for kind, k in mixes if kind == positions)
-        asyncio.run(upload_random_sets(url, folder, num_sets, positions=positions, prefix=prefix))
+def run(options: Options, server: str = "ours", max_distinct: int = 512) -> dict[str, Any]:
+    """Measure one server and keep its figures; the result.
+
+    Raises:
+        MissingPeerError: the peer's environment has not been built.
+    """
+    series = QUICK_SERIES if options.is_quick else SERIES
+    num_sets = min(max_distinct, max(number for one in series for number in one.numbers))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        setting = Setting(options, Path(folder), stack, num_sets)
+        with options.hold_machine(is_exclusive=False):
+            runner = RUNNERS[server](setting)
+        measured = [
+            measure(runner, options, one, KINDS[server], num_sets) for one in series if one.numbers[0] <= num_sets
+        ]
+    job = {
+        "server": server,
+        "version": runner.version,
+        "sets": "LoReFT r4, five layers",
+        "loras": "r8, q and v of every layer",
+        "rounds": options.num_rounds(DEFAULT_ROUNDS),
+    }
+    return options.keep("distinct" if server == "ours" else f"distinct-{server}", job, {"series": measured})
 
 
 def main() -> None:
-    """Run, print, and keep the figures and the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default 5)")
-    parser.add_argument("--lock", type=Path, help="file to lock while a round runs, on a shared machine")
+    """Run, print, and keep the figures."""
+    parser = make_parser(__doc__)
+    parser.add_argument("server", nargs="?", choices=tuple(RUNNERS), default="ours")
+    parser.add_argument("--max-distinct", type=int, default=512, help="leave out jobs with more adapters (512)")
     args = parser.parse_args()
-    flags = ("--engine-max-num-seqs", "512", "--engine-max-queue-len", "512", "--log-level", "warning")
-    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder) / "store", *flags) as url:
-        with machine_lock(args.lock, is_exclusive=False):
-            upload_sets(url, Path(folder))
-        result = {
-            "benchmark": "distinct",
-            "machine": describe(),
-            "job": {"model": "SmolLM2-135M-Instruct", "dtype": "float32", "sets": "LoReFT r4, five layers"},
-            "rounds": args.rounds,
-            "series": [measure(url, series, args.rounds, args.lock) for series in SERIES],
-        }
-    write_result("distinct", result)
-    write_plot(result)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server ends with us
+    try:
+        run(make_options(args), args.server, args.max_distinct)
+    except MissingPeerError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,70 +1,78 @@
-"""The plot of `distinct.json`: throughput over that of the base, against the number of distinct sets in the batch."""
+"""The plot of the `distinct` results: throughput over the base's, by the number of distinct adapters in a batch."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from benchmarks import svg
+from benchmarks.figures import read_results
 from benchmarks.machine import RESULTS
+from benchmarks.tables import ADAPTER_KINDS
 
 PLOT = Path(__file__).parents[1] / "docs" / "distinct.svg"
-_WIDTH, _HEIGHT = 640, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 44, 52
+RESULT_NAMES = ("distinct", "distinct-vllm", "distinct-peft")
+_WIDTH, _HEIGHT = 680, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 52, 52
 _TICKS = (0, 1, 8, 64, 512)
-_LOWEST, _HIGHEST = 0.8, 1.1
-_COLOURS = {"f3+l3": "#1f6feb", "all": "#d1570c"}
-_LABELS = {"f3+l3": "f3+l3 (prompt only)", "all": "all positions"}
-_SHIFTS = {"f3+l3": -4, "all": 4}  # so that bars don't hide each other
+_HIGHEST = 1.2
+_COLOURS: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("ours", "f3+l3"): "#1f6feb",
+        ("ours", "all"): "#d1570c",
+        ("vllm", "lora"): "#6e40aa",
+        ("peft", "lora"): "#2f855a",
+    }
+)
 
 
-def write_plot(result: dict[str, Any]) -> None:
-    """Keep the plot under `docs/`."""
-    PLOT.write_text(draw(result), encoding="utf-8")
+def write_plot(folder: Path = RESULTS, path: Path = PLOT) -> None:
+    """Draw what a folder has."""
+    path.write_text(draw(read_results(RESULT_NAMES, folder)), encoding="utf-8")
 
 
-def draw(result: dict[str, Any]) -> str:
+def draw(results: Sequence[dict[str, Any]]) -> str:
     """An SVG document: medians as points, the range over the rounds as bars."""
-    return "\n".join(_elements(result)) + "\n"
+    return svg.document(_WIDTH, _HEIGHT, *_axes(results[0]), *_curves(results))
 
 
-def _elements(result: dict[str, Any]) -> Iterator[str]:
-    yield (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
-        'font-size="12" fill="#222">'
-    )
-    yield f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>'
-    yield _text(_LEFT, 20, "Throughput over the base model's, by distinct interventions in the batch", size=14)
+def _axes(result: dict[str, Any]) -> Iterator[str]:
+    yield svg.text(_LEFT, 20, "Throughput over the base model's on the same server, by adapters in the batch", size=14)
     job = result["job"]
-    setting = f"{job['model']} {job['dtype']}, {job['sets']}; medians of {result['rounds']} rounds, bars: range"
-    yield _text(_LEFT, 36, setting, fill="#666")
-    for percent in range(80, 111, 5):
-        y, colour = _y(percent / 100), "#888" if percent == 100 else "#ddd"
-        yield f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}" stroke="{colour}"/>'
-        yield _text(_LEFT - 8, y + 4, f"{percent} %", anchor="end")
+    setting = f"{job['model']} {job['dtype']}; {job['sets']}; LoRA r8, q and v of every layer; bars: range of rounds"
+    yield svg.text(_LEFT, 38, setting, fill="#666")
+    for percent in range(0, 121, 20):
+        y = _y(percent / 100)
+        yield svg.line(_LEFT, y, _WIDTH - _RIGHT, y, "#888" if percent == 100 else "#ddd")
+        yield svg.text(_LEFT - 8, y + 4, f"{percent} %", anchor="end")
     for tick in _TICKS:
-        yield _text(_x(tick), _HEIGHT - _BOTTOM + 18, "base" if tick == 0 else str(tick), anchor="middle")
-    yield _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, "distinct interventions mixed (sets)", anchor="middle")
-    for index, (positions, colour) in enumerate(_COLOURS.items()):
-        yield from _curve(result, positions)
-        y = _HEIGHT - _BOTTOM - 34 + 18 * index
-        yield f'<circle cx="{_LEFT + 20}" cy="{y}" r="4" fill="{colour}"/>'
-        yield _text(_LEFT + 30, y + 4, _LABELS[positions])
-    yield "</svg>"
+        yield svg.text(_x(tick), _HEIGHT - _BOTTOM + 18, "base" if tick == 0 else str(tick), anchor="middle")
+    label = "distinct adapters mixed, number (64 requests; 512 requests for 512)"
+    yield svg.text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, label, anchor="middle")
 
 
-def _curve(result: dict[str, Any], positions: str) -> Iterator[str]:
+def _curves(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    by_server = {result["job"]["server"]: result for result in results}
+    present = [key for key in _COLOURS if key[0] in by_server]
+    for index, key in enumerate(present):
+        yield from _curve(by_server[key[0]], key[1], _COLOURS[key], shift=4 * index - 2 * (len(present) - 1))
+        y = _HEIGHT - _BOTTOM - 20 - 18 * (len(present) - 1 - index)
+        yield svg.circle(_LEFT + 20, y, _COLOURS[key])
+        yield svg.text(_LEFT + 30, y + 4, ADAPTER_KINDS[key])
+
+
+def _curve(result: dict[str, Any], kind: str, colour: str, shift: float) -> Iterator[str]:
     points: dict[int, dict[str, float]] = {0: {"median": 1.0, "min": 1.0, "max": 1.0}}
     for series in result["series"]:
-        points |= {r["num_distinct"]: r for r in series["over_base"] if r["positions"] == positions}
-    colour, shift = _COLOURS[positions], _SHIFTS[positions]
+        points |= {point["num_distinct"]: point for point in series["over_base"] if point["kind"] == kind}
     path = " ".join(f"{_x(k) + shift},{_y(points[k]['median'])}" for k in sorted(points))
     yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
     for k, ratio in points.items():
         x = _x(k) + shift
-        yield f'<line x1="{x}" x2="{x}" y1="{_y(ratio["min"])}" y2="{_y(ratio["max"])}" stroke="{colour}"/>'
-        yield f'<circle cx="{x}" cy="{_y(ratio["median"])}" r="4" fill="{colour}"/>'
+        yield svg.line(x, _y(ratio["min"]), x, _y(ratio["max"]), colour)
+        yield svg.circle(x, _y(ratio["median"]), colour)
 
 
 def _x(num_distinct: int) -> float:
@@ -73,13 +81,8 @@ def _x(num_distinct: int) -> float:
 
 
 def _y(ratio: float) -> float:
-    inside = min(max(ratio, _LOWEST), _HIGHEST)
-    return round(_TOP + (_HIGHEST - inside) / (_HIGHEST - _LOWEST) * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-
-def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, fill: str = "#222") -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" fill="{fill}">{text}</text>'
+    return round(_TOP + (_HIGHEST - min(ratio, _HIGHEST)) / _HIGHEST * (_HEIGHT - _TOP - _BOTTOM), 1)
 
 
 if __name__ == "__main__":
-    write_plot(json.loads((RESULTS / "distinct.json").read_text(encoding="utf-8")))
+    write_plot()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import RESULTS, median
@@ -22,8 +24,27 @@ def ratios(above: list[float], below: list[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
-def write_result(name: str, result: dict[str, Any]) -> None:
-    """Keep a result under `benchmarks/results/`, and print it as the run's last line."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result), flush=True)
+def write_result(name: str, result: dict[str, Any], folder: Path | None = RESULTS) -> None:
+    """Append a result to `<name>.jsonl` in the folder, and print it as the run's last line; None = only print."""
+    line = json.dumps(result)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    print(line, flush=True)
+
+
+def read_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """The newest result of a benchmark.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    result: dict[str, Any] = json.loads(lines[-1])
+    return result
+
+
+def read_results(names: Iterable[str], folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The newest results of those benchmarks that have any."""
+    return [read_result(name, folder) for name in names if (folder / f"{name}.jsonl").exists()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import platform
 import statistics
 import subprocess
@@ -45,21 +46,39 @@ def ceilings() -> dict[str, float]:
     }
 
 
-def prefill_floor_s(peak: dict[str, float], num_tokens: int) -> float:
-    """Seconds of the default model's blocks on prompt tokens, at the product rate; only the last token has a head."""
-    return 2 * NUM_BLOCK_WEIGHTS * num_tokens / (peak["gemm_gflops"] * 1e9)
+def prefill_floor_s(peak: dict[str, float], num_tokens: int, num_block_weights: int = NUM_BLOCK_WEIGHTS) -> float:
+    """Seconds of a model's blocks on prompt tokens, at the product rate; only the last token has a head."""
+    return 2 * num_block_weights * num_tokens / (peak["gemm_gflops"] * 1e9)
 
 
-def job_ceiling(peak: dict[str, float], num_requests: int, num_prompt_tokens: int, num_new_tokens: int) -> float:
-    """Output tokens/s of a job of the default model in float32 if only weights were read and multiplied.
+def job_ceiling(
+    peak: dict[str, float],
+    num_requests: int,
+    num_prompt_tokens: int,
+    num_new_tokens: int,
+    num_weights: tuple[int, int] = (NUM_BLOCK_WEIGHTS, NUM_HEAD_WEIGHTS),
+) -> float:
+    """Output tokens/s of a job in float32 if only weights, of blocks and of the head, were read and multiplied.
 
     A step of new tokens takes its products or one read of all weights, whichever is longer.
     """
-    num_weights = NUM_BLOCK_WEIGHTS + NUM_HEAD_WEIGHTS
-    products_s = 2 * num_weights * num_requests / (peak["gemm_gflops"] * 1e9)
-    read_s = 4 * num_weights / (peak["read_gb_per_s"] * 1e9)
-    prompts_s = prefill_floor_s(peak, num_requests * num_prompt_tokens)
+    products_s = 2 * sum(num_weights) * num_requests / (peak["gemm_gflops"] * 1e9)
+    read_s = 4 * sum(num_weights) / (peak["read_gb_per_s"] * 1e9)
+    prompts_s = prefill_floor_s(peak, num_requests * num_prompt_tokens, num_weights[0])
     return num_requests * num_new_tokens / (prompts_s + num_new_tokens * max(products_s, read_s))
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """Cores that anything at all uses right now, over some time."""
+
+    def used_and_all() -> tuple[int, int]:
+        ticks = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # the fourth and fifth: idle, waiting for a disk
+
+    used_before, all_before = used_and_all()
+    time.sleep(seconds)
+    used, total = used_and_all()
+    return round((os.cpu_count() or 1) * (used - used_before) / max(1, total - all_before), 2)
 
 
 @contextmanager

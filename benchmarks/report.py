@@ -1,98 +1,117 @@
-"""The README's figures, written from benchmarks/results/ and from nowhere else."""
+"""The README's figures and the plots, written from benchmarks/results/ and from nowhere else."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import distinct_plot, tables, throughput_plot
+from benchmarks.figures import read_result, read_results
 from benchmarks.machine import RESULTS, job_ceiling
 
 README = Path(__file__).parents[1] / "README.md"
-BATCH_SIZES = (1, 8, 32)
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
-SERVERS = {
-    "ours_mixed": "**reft-serve, 8 interventions mixed**",
-    "ours_base": "reft-serve, base model",
-    "vllm_cpu": "vLLM for CPUs, base model",
-    "llama_cpp_f32": "llama.cpp, base model",
-    "hf_generate": "HF `generate`, base model",
-    "ours_mixed_bfloat16": "reft-serve, mixed, weights in bfloat16",
-    "llama_cpp_f16": "llama.cpp, base model, weights in float16",
-}
+PEERS = {name.removeprefix("peers-"): name for name in throughput_plot.RESULT_NAMES}
 
 
-def section() -> str:
+def section(folder: Path = RESULTS) -> str:
     """The text between the README's markers."""
-    runs = [_load(f"peers-batch{size}") for size in BATCH_SIZES]
-    rates = [f"{size} at once" for size in BATCH_SIZES]
-    compared = [f"mixed over it, {size}" for size in BATCH_SIZES]
-    lines = [
-        _conditions(runs),
-        "",
-        f"| | {' | '.join([*rates, *compared])} |",
-        "|" + "---|" * (1 + len(rates) + len(compared)),
-        *(_row(runs, name) for name in SERVERS),
-        "",
-        _prefix(_load("prefix")),
-        "",
-        _fairness(_load("fairness")),
-        "",
-        _swap(_load("swap")),
-        "",
-        _soak(_load("soak")),
+    peers = read_results(PEERS.values(), folder)
+    curves = read_results(distinct_plot.RESULT_NAMES, folder)
+    missing = [peer for peer, name in PEERS.items() if not (folder / f"{name}.jsonl").exists()]
+    blocks = [
+        _conditions(peers),
+        *([f"Not measured here: {', '.join(missing)} ([docs/log.md](docs/log.md) says why)."] if missing else []),
+        f"![Output tokens per second beside others](docs/{throughput_plot.PLOT.name})",
+        _markdown(tables.peers(peers)),
+        _overhead(peers[0], curves[0]),
+        f"![Throughput by the number of distinct adapters in a batch](docs/{distinct_plot.PLOT.name})",
+        _markdown(tables.distinct(curves)),
+        *_single(folder),
+        _fairness(read_result("fairness", folder)),
+        _soak(read_result("soak", folder)),
     ]
-    return "\n".join(lines)
+    return "\n\n".join(blocks)
 
 
 def main() -> None:
-    """Write the section into the README."""
+    """Write the section into the README, and draw the plots."""
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(START, 1)
     _, after = rest.split(END, 1)
     README.write_text(f"{before}{START}\n{section()}\n{END}{after}", encoding="utf-8")
+    distinct_plot.write_plot()
+    throughput_plot.write_plot()
 
 
-def _load(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return loaded
+def _markdown(table: tables.Table) -> str:
+    head = [f"| {' | '.join(table.columns)} |", "|" + "---|" * len(table.columns)]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in table.rows)])
 
 
-def _conditions(runs: list[dict[str, Any]]) -> str:
-    machine, job, versions = runs[-1]["machine"], runs[-1]["job"], runs[-1]["versions"]
-    rounds = [run["job"]["rounds"] for run in runs]
+def _conditions(runs: Sequence[dict[str, Any]]) -> str:
+    machine, job = runs[0]["machine"], runs[0]["job"]
     peak = {rate: max(run["ceilings"][rate] for run in runs) for rate in ("gemm_gflops", "read_gb_per_s")}
-    ceilings = [
-        f"{job_ceiling(peak, size, job['num_prompt_tokens'], job['num_new_tokens']):.0f}" for size in BATCH_SIZES
-    ]
+    sizes = [batch["num_requests"] for batch in runs[0]["batches"]]
+    ceilings = [f"{job_ceiling(peak, size, job['num_prompt_tokens'], job['num_new_tokens']):.0f}" for size in sizes]
+    versions = {name: version for run in runs for name, version in run["versions"].items()}
+    named = {
+        "vllm_cpu": "vLLM's CPU build {}, compiled",
+        "llama_cpp_f32": "llama.cpp's server (`llama-cpp-python` 0.3.36) with its float16 KV cache",
+        "hf_generate": "HF `generate` (transformers {}) as one static batch without HTTP",
+        "peft_lora_mixed": "PEFT {} on it",
+        "pyreft_sets": "pyreft {}, without HTTP",
+    }
+    software = "; ".join(text.format(versions[name]) for name, text in named.items() if name in versions)
+    job_tokens = f"{job['num_prompt_tokens']} + {job['num_new_tokens']} tokens"
+    numbers = sorted({run["job"]["rounds"] for run in runs})
+    rounds = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     return (
         f"{machine['num_cores']} cores of an {machine['cpu']}, torch {machine['torch']}, {job['model']} in "
-        f"{job['dtype']}, commit {machine['commit']}. Requests of {job['num_prompt_tokens']} + {job['num_new_tokens']} "
-        f"tokens, all at once, greedy, streamed over HTTP; output tokens/s of the whole job, medians of "
-        f"{min(rounds)} to {max(rounds)} rounds in which all take turns (`make bench`); ratios within rounds, with "
-        f"their range. Mixed means {job['num_sets']} interventions ({job['sets']}). vLLM's CPU build "
-        f"{versions['vllm_cpu']}, compiled; llama.cpp's server with its float16 KV cache; HF `generate` (transformers "
-        f"{versions['hf_generate']}) as one static batch without HTTP. This machine's best, "
-        f"{peak['gemm_gflops']:.0f} GFLOP/s on large float32 products "
-        f"and {peak['read_gb_per_s']:.0f} GB/s of reads, would give {' / '.join(ceilings)}."
+        f"{job['dtype']}. Requests of {job_tokens}, all at once, greedy, streamed over HTTP; output tokens/s of the "
+        f"whole job, medians of {rounds} rounds in which ours and the "
+        f"other take turns (`make bench`, `make bench-peers`); ratios within rounds, with their range. Mixed means "
+        f"{job['num_sets']} interventions ({job['sets']}), or as many LoRAs (r8, q and v of every layer). {software}. "
+        f"This machine's best, {peak['gemm_gflops']:.0f} GFLOP/s on large float32 products and "
+        f"{peak['read_gb_per_s']:.0f} GB/s of reads, would give {' / '.join(ceilings)}. "
+        "[How to run it, and what each part asks](benchmarks/README.md)."
     )
 
 
-def _row(runs: list[dict[str, Any]], name: str) -> str:
-    rates = [f"{run['tokens_per_s'][name]['median']:.0f}" for run in runs]
-    compared = [_ratio(run["mixed_over"][name]) if name in run["mixed_over"] else "" for run in runs]
-    return f"| {' | '.join([SERVERS[name], *rates, *compared])} |"
-
-
-def _prefix(run: dict[str, Any]) -> str:
-    job, mean = run["job"], run["mean_ttft_s"]
+def _overhead(peers: dict[str, Any], curve: dict[str, Any]) -> str:
+    mixed = ", ".join(
+        f"{tables.ratio(batch['mixed_over']['ours_base'])} at {batch['num_requests']}" for batch in peers["batches"]
+    )
+    points = {(point["kind"], point["num_distinct"]): point for one in curve["series"] for point in one["over_base"]}
+    largest = max(number for kind, number in points if kind == "f3+l3")
     return (
-        f"Sharing prefixes: {job['num_requests']} requests at once, {job['num_sets']} interventions ({job['sets']}), "
-        f"one system prompt of {job['num_system_tokens']:,} tokens (`python -m benchmarks.prefix`): the mean time to "
-        f"the first token is {mean['limited']['median']:.1f} s where only requests of the same intervention share, "
-        f"{mean['shared']['median']:.1f} s as served: {_ratio(run['limited_over_shared'])} times less. Once base "
-        f"traffic has seen the prompt, {mean['warm']['median']:.2f} s: {_ratio(run['limited_over_warm'])} times less."
+        f"Overhead of interventions: {peers['job']['num_sets']} prompt-only sets mixed have {mixed} requests at once "
+        f"times the throughput of the bare base model on the same server; {largest} distinct ones in one batch of "
+        f"{largest} have {tables.ratio(points['f3+l3', largest])} times (`python -m benchmarks.distinct`)."
     )
+
+
+def _single(folder: Path) -> Iterator[str]:
+    prefix, swap, pool = (read_result(name, folder) for name in ("prefix", "swap", "pool"))
+    job = prefix["job"]
+    yield (
+        f"Sharing prefixes: {job['num_requests']} requests at once, {job['num_sets']} interventions ({job['sets']}), "
+        f"one system prompt of {job['num_system_tokens']:,} tokens (`python -m benchmarks.prefix`)."
+    )
+    yield _markdown(tables.prefix(prefix))
+    yield (
+        f"Swapping, {swap['job']['num_sets']} sets ({swap['job']['sets']}; `python -m benchmarks.swap`). Differences "
+        "are to a warm request with the same set, sent right after."
+    )
+    yield _markdown(tables.swap(swap))
+    job = pool["job"]
+    yield (
+        f"{job['num_stored']:,} stored sets ({job['sets']}), room for {job['num_resident']} in memory; "
+        f"{job['num_requests']} requests of {job['num_prompt_tokens']} + {job['num_new_tokens']} tokens, "
+        f"{job['concurrency']} at a time (`python -m benchmarks.pool`)."
+    )
+    yield _markdown(tables.pool(pool))
 
 
 def _fairness(run: dict[str, Any]) -> str:
@@ -102,17 +121,7 @@ def _fairness(run: dict[str, Any]) -> str:
         f"Fairness: a tenant's median time to the first token ({prompt} + {new} tokens, one request at a time) is "
         f"{ttft['alone']['median']:.2f} s alone and {ttft['flooded']['median']:.2f} s while another tenant keeps "
         f"{job['num_flooding_requests']} requests in flight (`python -m benchmarks.fairness`): "
-        f"{_ratio(run['flooded_over_alone'])} times."
-    )
-
-
-def _swap(run: dict[str, Any]) -> str:
-    return (
-        f"Swapping, {run['job']['num_sets']} sets ({run['job']['sets']}), medians (`python -m benchmarks.swap`): "
-        f"a warm request for one token takes {run['warm_ms']['median']} ms. "
-        f"The first request with a set just uploaded takes {_above(run['just_uploaded_above_warm_ms'])}; "
-        f"the first with a set that is on disk but not loaded takes {_above(run['not_loaded_above_warm_ms'])}. "
-        f"The upload itself, validation and self-test included, takes {run['upload_ms']['median']} ms."
+        f"{tables.ratio(run['flooded_over_alone'])} times."
     )
 
 
@@ -129,15 +138,6 @@ def _soak(run: dict[str, Any]) -> str:
         f"answers stayed the same, nothing was left running, the KV cache was empty, no engine restart; resident "
         f"memory grew by {run['rss_growth']:.1%}."
     )
-
-
-def _ratio(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
-
-
-def _above(spread: dict[str, float]) -> str:
-    word = "more" if spread["median"] >= 0 else "less"
-    return f"{abs(spread['median'])} ms {word} (at most {spread['max']} ms more)"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Server processes on free ports, and intervention files to upload to ours."""
+"""Server processes on free ports."""
 
 from __future__ import annotations
 
@@ -11,14 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import torch
 
 from benchmarks.pausable import PausableProcess
-from reft_client import AsyncReftClient
-from reft_interventions import FORMULAS, BaseModelRef, InterventionSet, InterventionSpec, Manifest
-from reft_interventions.file_format import save
-
-LAYERS = (4, 10, 15, 20, 26)
 
 
 class ServerProcess(PausableProcess):
@@ -79,40 +73,3 @@ def running_server(store_dir: Path, *flags: str) -> Iterator[str]:
         yield server.url
     finally:
         server.close()
-
-
-async def upload_random_sets(
-    url: str, folder: Path, num_sets: int, *, positions: str = "f3+l3", prefix: str = "set"
-) -> list[str]:
-    """Write sets to `folder` and upload them; their names."""
-    names = [f"{prefix}-{seed}" for seed in range(num_sets)]
-    async with AsyncReftClient(url) as client:
-        for seed, name in enumerate(names):
-            path = folder / f"{name}.safetensors"
-            write_random_set(path, seed, positions=positions)
-            await client.interventions.upload(path, name)
-    return names
-
-
-def write_random_set(path: Path, seed: int, *, positions: str = "f3+l3", low_rank_dimension: int = 4) -> None:
-    """A LoReFT set of five layers for SmolLM2-135M, random and strong enough to change its tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    formula = FORMULAS["loreft"]
-    groups = []
-    for _ in LAYERS:
-        group = formula.initial_parameters(576, low_rank_dimension, generator)
-        group["learned_source_bias"] = 4.0 * torch.randn(low_rank_dimension, generator=generator)
-        groups.append(group)
-    specs = tuple(
-        InterventionSpec(
-            layer=layer,
-            component="block_output",
-            formula="loreft",
-            low_rank_dimension=low_rank_dimension,
-            positions=positions,
-            parameters=index,
-        )
-        for index, layer in enumerate(LAYERS)
-    )
-    base = BaseModelRef(id="smollm2-135m-instruct", hidden_size=576, num_layers=30)
-    save(InterventionSet.create(Manifest(name=f"random-{seed}", base_model=base, interventions=specs), groups), path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.server_process import write_random_set
+from benchmarks.adapter_files import write_random_set
 
 MAX_UPLOAD_BYTES = 1 << 20
 NUM_FIXED, NUM_CHURNING = 4, 16

@@ -21,10 +21,14 @@ class Answer:
     total_s: float
 
 
-def random_prompts(seed: int, num_prompts: int, num_tokens: int) -> list[list[int]]:
-    """Prompts of random token ids of the default model; another seed, another prefix cache miss."""
+def random_prompts(
+    seed: int, num_prompts: int, num_tokens: int, token_ids: range = range(100, 49_000)
+) -> list[list[int]]:
+    """Prompts of random token ids (the default model's); another seed, another prefix cache miss."""
     generator = torch.Generator().manual_seed(seed)
-    prompts: list[list[int]] = torch.randint(100, 49_000, (num_prompts, num_tokens), generator=generator).tolist()
+    prompts: list[list[int]] = torch.randint(
+        token_ids.start, token_ids.stop, (num_prompts, num_tokens), generator=generator
+    ).tolist()
     return prompts
 
 

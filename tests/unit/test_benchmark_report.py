@@ -1,10 +1,45 @@
-"""The README's figures are those of benchmarks/results/."""
+"""The README's figures and its plots are those of benchmarks/results/."""
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import distinct_plot, tables, throughput_plot
+from benchmarks.figures import read_results
 from benchmarks.report import END, README, START, section
+
+PLOTS = {"distinct": distinct_plot, "throughput": throughput_plot}
 
 
 def test_readme_quotes_the_kept_results() -> None:
     text = README.read_text(encoding="utf-8")
-    assert text.split(START, 1)[1].split(END, 1)[0].strip() == section()
+    assert text.split(START, 1)[1].split(END, 1)[0].strip() == section(), "run: python -m benchmarks.report"
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_plots_are_drawn_from_the_results(name: str) -> None:
+    plot = PLOTS[name]
+    drawn = plot.draw(read_results(plot.RESULT_NAMES))
+    assert plot.PLOT.read_text(encoding="utf-8") == drawn, "run: python -m benchmarks.report"
+    ElementTree.fromstring(drawn)  # well-formed
+    assert f"docs/{plot.PLOT.name}" in README.read_text(encoding="utf-8")
+
+
+def test_distinct_plot_has_a_point_for_every_measured_mix() -> None:
+    results = read_results(distinct_plot.RESULT_NAMES)
+    svg = ElementTree.fromstring(distinct_plot.draw(results))
+    num_points = sum(len(series["over_base"]) for result in results for series in result["series"])
+    curves = {(r["job"]["server"], p["kind"]) for r in results for s in r["series"] for p in s["over_base"]}
+    num_bases = num_legends = len(curves)
+    assert len(svg.findall("{*}circle")) == num_points + num_bases + num_legends
+
+
+def test_every_measured_contender_has_a_row_and_a_bar() -> None:
+    results = read_results(throughput_plot.RESULT_NAMES)
+    names = {name for result in results for name in result["batches"][0]["tokens_per_s"]}
+    labels = {tables.LABELS[name] for name in names}
+    assert {row[0] for row in tables.peers(results).rows} == labels
+    texts = {element.text for element in ElementTree.fromstring(throughput_plot.draw(results)).findall("{*}text")}
+    assert labels <= texts
