@@ -81,14 +81,14 @@ def _conditions(runs: Sequence[dict[str, Any]]) -> str:
 
 def _overhead(peers: dict[str, Any], curve: dict[str, Any]) -> str:
     mixed = ", ".join(
-        f"{tables.ratio(batch['mixed_over']['ours_base'])} at {batch['num_requests']}" for batch in peers["batches"]
+        f"{tables.ratio(batch['mixed_over']['ours_base'])} with {batch['num_requests']}" for batch in peers["batches"]
     )
     points = {(point["kind"], point["num_distinct"]): point for one in curve["series"] for point in one["over_base"]}
     largest = max(number for kind, number in points if kind == "f3+l3")
     return (
-        f"Overhead of interventions: {peers['job']['num_sets']} prompt-only sets mixed have {mixed} requests at once "
-        f"times the throughput of the bare base model on the same server; {largest} distinct ones in one batch of "
-        f"{largest} have {tables.ratio(points['f3+l3', largest])} times (`python -m benchmarks.distinct`)."
+        f"Overhead of interventions: the throughput of {peers['job']['num_sets']} prompt-only sets mixed, over that of "
+        f"the bare base model on the same server, is {mixed} requests at once; that of {largest} distinct sets in one "
+        f"batch of {largest} is {tables.ratio(points['f3+l3', largest])} (`python -m benchmarks.distinct`)."
     )
 
 

@@ -191,5 +191,3 @@ COMPARISONS: Mapping[str, Callable[[Setting], list[Contender]]] = MappingProxyTy
         "vllm": start_vllm,
     }
 )
-OWN_ENVIRONMENT = ("pyreft", "llama_cpp", "vllm")
-"""Comparisons that need an environment of their own; `make bench-peers` builds it."""
