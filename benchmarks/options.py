@@ -56,7 +56,7 @@ class Options:
 
     def check_quiet(self) -> None:
         """Record what other processes use of the machine while ours are idle, and warn where it is much."""
-        self.busy_cores.append(busy_cores())
+        self.busy_cores.append(busy_cores(0.05 if self.is_quick else 1.0))
         if self.busy_cores[-1] > MOST_BUSY_CORES:
             print(f"warning: other processes use {self.busy_cores[-1]} cores; these figures mean little", flush=True)
 

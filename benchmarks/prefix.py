@@ -113,7 +113,7 @@ def run(options: Options) -> dict[str, Any]:
             servers, names = start_servers(options, job, Path(folder), stack)
         with options.hold_machine(is_exclusive=True):
             options.check_quiet()
-            peak = ceilings()
+            peak = ceilings(is_quick=options.is_quick)
             weights = options.model.num_block_weights
             least_s = {
                 "limited": round(prefill_floor_s(peak, job.num_sets * job.num_system_tokens, weights), 2),

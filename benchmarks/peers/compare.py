@@ -50,7 +50,7 @@ def compare(peer: str, options: Options) -> dict[str, Any]:
             ours, names = start_ours(setting, "ours")
         contenders += [Contender(BASE, ours), Contender(MIXED, ours, names)]
         with Turns(options, contenders) as turns:
-            peak = ceilings()
+            peak = ceilings(is_quick=options.is_quick)
             print(f"ceiling: {peak}", flush=True)
             series = [_measure(turns, contenders, options, job, batch, rounds, peak) for batch in job.batches]
     description = {
