@@ -5,7 +5,6 @@ python -m benchmarks.methods.report
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from statistics import mean, median, stdev
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.machine import RESULTS
+from benchmarks.figures import read_result
 from benchmarks.methods.methods import COMPARED, LAYERS, POSITIONS, RANKS, grid_name
 from benchmarks.methods.plot import PLOT, draw
 from benchmarks.methods.results import (
@@ -100,7 +99,7 @@ def _readme_table(records: Records) -> str:
 
 
 def _conditions(records: Records) -> str:
-    server, generate = _load("methods-serving"), _load("methods-generate")
+    server, generate = read_result("methods-serving"), read_result("methods-generate")
     rates = [(COMPARED[m].title, chosen_rate(list(map(dict, records)), m)) for m in REPORTED if m != "base"]
     sizes = [
         f"{result['job']['num_requests']} requests of {result['job']['num_prompt_tokens']} + "
@@ -204,13 +203,8 @@ def _percent(accuracies: Sequence[float]) -> str:
 
 
 def _over_base(result: str, method: str) -> str:
-    ratio = _load(result)["over_base"].get(method)
+    ratio = read_result(result)["over_base"].get(method)
     return "" if ratio is None else f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
-
-
-def _load(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return loaded
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
