@@ -64,8 +64,8 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _save_path(text: str) -> Path:
     path = Path(text)
-    if path.suffix not in (".json", ".csv"):
-        raise InvalidArgumentError(f"{text!r}: the name must end in .json or .csv")
+    if path.suffix not in (".json", ".csv", ".html"):
+        raise InvalidArgumentError(f"{text!r}: the name must end in .json, .csv or .html")
     if not path.parent.is_dir():
         raise InvalidArgumentError(f"{text!r}: there is no folder {path.parent}")
     return path
@@ -74,7 +74,7 @@ def _save_path(text: str) -> Path:
 def bench_options() -> argparse.ArgumentParser:
     """Every option of a run, as a parent of the command's parser."""
     parser = argparse.ArgumentParser(add_help=False)
-    _add_load(parser.add_argument_group("load: one of --concurrency, --rate and --trace"))
+    _add_load(parser.add_argument_group("load: one of --concurrency, --rate, --sweep and --trace"))
     _add_prompts(parser.add_argument_group("prompts"))
     _add_interventions(parser.add_argument_group("interventions"))
     _add_judgement(parser.add_argument_group("judgement"))
@@ -85,7 +85,7 @@ def bench_options() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="write FILE.json (everything) or .csv (a row per request); may be repeated",
+        help="write FILE.json (everything), .csv (a row per request) or .html (a page with plots); may be repeated",
     )
     group.add_argument("--quiet", action="store_true", help="no progress while it runs")
     group.add_argument("--json", action="store_true", help="print the summary as JSON instead of tables")
@@ -96,6 +96,12 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     distribution = _read(Distribution.parse)
     group.add_argument("--concurrency", type=int, metavar="N", help="closed loop: N users, each waits for its answer")
     group.add_argument("--rate", type=_read(Rate.parse), metavar="R[:R]", help="open loop: requests/s; 1:20 is a ramp")
+    group.add_argument(
+        "--sweep",
+        type=_read(Rate.parse),
+        metavar="R:R",
+        help="open loop at one rate after the other, to find the highest that meets --slo",
+    )
     group.add_argument("--trace", type=Path, metavar="FILE", help="open loop: JSONL rows with their time in `at_s`")
     group.add_argument("--trace-speed", type=float, default=1.0, metavar="X", help="play the trace X times as fast")
     group.add_argument(
@@ -176,6 +182,13 @@ def _add_judgement(group: argparse._ArgumentGroup) -> None:
         "--slo", type=_read(Slo.parse), default=Slo(), metavar="BOUNDS", help="ttft:500ms,itl:50ms,e2e:10s"
     )
     group.add_argument(
+        "--good-share",
+        type=float,
+        default=0.99,
+        metavar="P",
+        help="a --sweep's rate meets them if this share of its requests does (default: 0.99)",
+    )
+    group.add_argument(
         "--verify", action="store_true", help="run each distinct request alone first and compare every answer with it"
     )
 
@@ -193,9 +206,9 @@ def options_from(args: argparse.Namespace) -> BenchOptions:
     }
     is_synthetic = args.prompts is None
     same = (
-        *("endpoint", "model", "concurrency", "rate", "arrivals", "trace", "trace_speed", "shared_prefix", "prompts"),
-        *("distinct_prompts", "token_ids", "temperature", "interventions", "via", "tenants", "tenant_mix", "slo"),
-        *("verify", "processes", "seed", "extra_body"),
+        *("endpoint", "model", "concurrency", "rate", "sweep", "arrivals", "trace", "trace_speed"),
+        *("prompts", "distinct_prompts", "shared_prefix", "token_ids", "temperature", "extra_body"),
+        *("interventions", "via", "tenants", "tenant_mix", "slo", "good_share", "verify", "processes", "seed"),
     )
     try:
         return BenchOptions(

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import json
-import time
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -16,19 +13,18 @@ import httpx
 from ..cli.terminal import Terminal
 from ..errors import error_from_transport
 from .arguments import options_from
-from .document import build_document
+from .compare import compare, comparison_table
+from .document import read_document, save
 from .live import LiveView
-from .load import Load
+from .measurement import measure
 from .options import BenchOptions
 from .plan import Plan
-from .processes import run_processes
-from .sender import Sender
+from .sweep import sweep
 from .tables import print_result
-from .verification import References, learn_references, verify
 from .vocabulary import ServerTokenizer, Vocabulary, calibrate
-from .worker import Job, Outcome, Snapshot, connection_of, plan_of, run_job
+from .worker import Job, connection_of, plan_of
 
-__all__ = ["measure", "prepare", "run_bench"]
+__all__ = ["prepare", "run_bench", "run_compare"]
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -38,11 +34,12 @@ def run_bench(args: argparse.Namespace, terminal: Terminal) -> int:
     """Run what the arguments describe.
 
     Returns:
-        0; 1 = nothing was answered, or the verification failed; 130 = interrupted (what was over is reported).
+        0; 1 = nothing was answered, no rate met the objectives, or the verification failed; 130 = interrupted (what
+        was over is reported).
     """
     job, plan = prepare(options_from(args), terminal)
-    with LiveView(terminal.stderr, job.options, plan.num_sessions, is_quiet=args.quiet) as view:
-        document = asyncio.run(measure(job, plan, view))
+    with LiveView(terminal.stderr, is_quiet=args.quiet) as view:
+        document = asyncio.run(measure(job, plan, view) if job.options.sweep is None else sweep(job, view))
     for path in args.save:
         save(document, path)
     if args.json:
@@ -54,6 +51,17 @@ def run_bench(args: argparse.Namespace, terminal: Terminal) -> int:
     return exit_code(document)
 
 
+def run_compare(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Compare two saved results; 0."""
+    ratios = compare(read_document(args.first), read_document(args.second))
+    if args.json:
+        terminal.line(json.dumps([asdict(ratio) for ratio in ratios], indent=2))
+    else:
+        table = comparison_table(ratios)
+        terminal.table(table.header, table.rows)
+    return 0
+
+
 def exit_code(document: dict[str, Any]) -> int:
     """What the process ends with."""
     verification, summary = document["verification"], document["summary"]
@@ -61,6 +69,8 @@ def exit_code(document: dict[str, Any]) -> int:
         return EXIT_FAILED
     if document["is_interrupted"]:
         return EXIT_INTERRUPTED
+    if document["sweep"] is not None and document["sweep"]["best_rate"] is None:
+        return EXIT_FAILED
     return EXIT_FAILED if summary["num_failed"] == summary["num_requests"] else 0
 
 
@@ -84,49 +94,6 @@ def prepare(options: BenchOptions, terminal: Terminal) -> tuple[Job, Plan]:
             )
     job = Job(options=options, vocabulary=vocabulary)
     return job, plan_of(job)
-
-
-async def measure(job: Job, plan: Plan, view: LiveView) -> dict[str, Any]:
-    """Learn the references if they are wanted, send the load, and build the document.
-
-    Raises:
-        VerificationError, WorkerError: as their names say.
-    """
-    references = await _learn(job.options, plan, view.learning) if job.options.verify else None
-    view.begin()
-    outcome = await _send(job, plan, view.show)
-    verification = None if references is None else verify(plan, outcome.records, references)
-    return build_document(job.options, outcome, verification)
-
-
-async def _learn(options: BenchOptions, plan: Plan, on_progress: Callable[[int, int], None]) -> References:
-    sender = Sender(connection_of(options), options.endpoint, started_s=time.perf_counter())
-    try:
-        return await learn_references(plan, Load(plan, sender, options), on_progress)
-    finally:
-        await sender.close()
-
-
-async def _send(job: Job, plan: Plan, on_snapshot: Callable[[Snapshot], None]) -> Outcome:
-    if job.options.processes > 1:
-        return await run_processes(job, on_snapshot)
-    return await run_job(job, plan, time.perf_counter(), on_snapshot)
-
-
-def save(document: dict[str, Any], path: Path) -> None:
-    """Write a document as its name's suffix says.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    if path.suffix == ".json":
-        path.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
-    else:
-        columns = document["requests"]
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _first_model(options: BenchOptions) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
@@ -14,12 +15,13 @@ from typing import Any
 from ..errors import InvalidArgumentError
 from .monitor import client_report
 from .options import BenchOptions
+from .page import render_page
 from .records import RequestRecord
 from .summary import BASE_MODEL, group_by, latency_cdfs, summarize, time_series
 from .verification import Verification
 from .worker import Outcome
 
-__all__ = ["COLUMNS", "FORMAT", "build_document", "read_document", "request_columns"]
+__all__ = ["COLUMNS", "FORMAT", "build_document", "read_document", "request_columns", "save"]
 
 FORMAT = "reft-bench/1"
 COLUMNS = (
@@ -42,6 +44,7 @@ def build_document(options: BenchOptions, outcome: Outcome, verification: Verifi
         "tenants": group_by(records, lambda record: record.tenant, options.slo, "(nobody)"),
         "client": client_report(outcome.healths, records),
         "verification": None if verification is None else verification.to_json(),
+        "sweep": None,
         "cdfs": latency_cdfs(records),
         "series": time_series(records),
         "requests": request_columns(records),
@@ -66,6 +69,24 @@ def read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InvalidArgumentError(f"{path} is no result of `reft bench --save FILE.json` in the format {FORMAT}")
     return document
+
+
+def save(document: dict[str, Any], path: Path) -> None:
+    """Write a document as its name's suffix says: `.json` everything, `.csv` a row per request, `.html` a page.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    if path.suffix == ".json":
+        path.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
+    elif path.suffix == ".html":
+        path.write_text(render_page(document), encoding="utf-8")
+    else:
+        columns = document["requests"]
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _machine() -> dict[str, Any]:

@@ -20,13 +20,15 @@ Count = Annotated[int, Field(ge=1)]
 class BenchOptions(BaseModel):
     """One run; the same options and seed send the same requests.
 
-    Exactly one of `concurrency` (closed loop), `rate` (open loop; start and end of its ramp) and `trace`.
+    Exactly one of `concurrency` (closed loop), `rate` (open loop; start and end of its ramp), `sweep` (open loops; the
+    first and the highest rate) and `trace`.
 
     Args:
         num_requests: sessions after the warm-up; with `duration_s` too, whichever ends first.
         warmup_requests: the first so many sessions are not counted.
         warmup_s: sessions due so early are not counted.
         shared_prefix: tokens that prompts begin with in common, and the number of different such beginnings.
+        good_share: a step of the sweep met the objectives if this share of its requests did.
         distinct_prompts: draw prompts from a pool of so many.
         token_ids: bounds of the ids to send instead of a text: exact without a tokenizer.
         via: the field that names the intervention.
@@ -42,6 +44,7 @@ class BenchOptions(BaseModel):
     timeout_s: Positive = 600.0
     concurrency: Count | None = None
     rate: tuple[NotNegative, Positive] | None = None
+    sweep: tuple[Positive, Positive] | None = None
     arrivals: str = "poisson"
     trace: Path | None = None
     trace_speed: Positive = 1.0
@@ -65,6 +68,7 @@ class BenchOptions(BaseModel):
     tenants: Annotated[int, Field(ge=0)] = 0
     tenant_mix: str = "uniform"
     slo: Slo = Slo()
+    good_share: Annotated[float, Field(gt=0, le=1)] = 0.99
     verify: bool = False
     processes: Annotated[int, Field(ge=1, le=256)] = 1
     seed: int = 0
@@ -73,13 +77,15 @@ class BenchOptions(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> BenchOptions:
-        loads = [self.concurrency, self.rate, self.trace]
+        loads = [self.concurrency, self.rate, self.sweep, self.trace]
         if sum(load is not None for load in loads) != 1:
-            raise ValueError("give one of --concurrency, --rate and --trace")
+            raise ValueError("give one of --concurrency, --rate, --sweep and --trace")
         if self.trace is None and self.num_requests is None and self.duration_s is None:
             raise ValueError("say how much to send: --requests, --duration, or both")
         if self.rate is not None and self.rate[0] != self.rate[1] and self.duration_s is None:
             raise ValueError("a ramp goes over the --duration; give one")
+        if self.sweep is not None and (self.slo.is_empty or self.verify or self.sweep[0] > self.sweep[1]):
+            raise ValueError("a --sweep goes upwards, until a --slo is missed; --verify has a run of its own")
         if self.trace is not None and self.prompts is not None:
             raise ValueError("a --trace brings its own prompts; leave --prompts out")
         if self.token_ids is not None:

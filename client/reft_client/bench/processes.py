@@ -18,7 +18,7 @@ from .worker import Job, Outcome, Snapshot
 __all__ = ["WorkerError", "run_processes"]
 
 MAX_LINE_BYTES = 256 << 20
-START_DELAY_S = 0.2
+START_DELAY_S = 0.5
 
 
 class WorkerError(ReftClientError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -25,20 +26,19 @@ class Sender:
 
     Args:
         endpoint: `completions` or `chat`.
+
+    Attributes:
         started_s: the moment from which records count, on `time.perf_counter`'s clock.
-        transport: replaces the network, for tests.
+        num_tokens_seen: pieces of text so far, of all requests.
     """
 
     def __init__(
         self,
         connection: Connection,
         endpoint: str,
-        *,
-        started_s: float = 0.0,
-        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._path = PATHS[endpoint]
-        self.started_s = started_s
+        self.started_s = 0.0
         self._client = httpx.AsyncClient(
             base_url=connection.base_url,
             headers={**connection.headers, "content-type": "application/json"},
@@ -46,13 +46,17 @@ class Sender:
             # Idle connections go before uvicorn drops its end after 5 s.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=4.0),
             trust_env=connection.trust_env,
-            transport=transport,
         )
         self.num_tokens_seen = 0
 
     async def close(self) -> None:
         """Close every connection."""
         await self._client.aclose()
+
+    async def warm_up(self) -> None:
+        """Make a connection ahead of the first request, which would pay for loading the network's modules."""
+        with contextlib.suppress(httpx.HTTPError):
+            await self._client.get("/v1/models")
 
     def now_s(self) -> float:
         """Seconds after the start."""

@@ -95,16 +95,18 @@ def latency_cdfs(records: Sequence[RequestRecord]) -> dict[str, list[float]]:
 
 
 def time_series(records: Sequence[RequestRecord]) -> dict[str, Any]:
-    """The run in equal slices: tokens/s by when they came, TTFT by when the request was due, failures by their end."""
+    """The run in equal slices: TTFT by when requests were due, tokens by when they came, answers by their end."""
     start_s, end_s = window_of(records)
     width_s = max(end_s - start_s, 1e-9) / NUM_BUCKETS
-    tokens, finished, failed = [0.0] * NUM_BUCKETS, [0] * NUM_BUCKETS, [0] * NUM_BUCKETS
+    tokens = [0.0] * NUM_BUCKETS
+    due, finished, failed = ([0] * NUM_BUCKETS for _ in range(3))
     ttfts: list[list[float]] = [[] for _ in range(NUM_BUCKETS)]
 
     def bucket(moment_s: float) -> int:
         return min(NUM_BUCKETS - 1, max(0, int((moment_s - start_s) / width_s)))
 
     for record in records:
+        due[bucket(record.intended_s)] += 1
         (finished if record.error is None else failed)[bucket(record.end_s)] += 1
         if record.first_s is None or record.error is not None:
             continue
@@ -118,6 +120,7 @@ def time_series(records: Sequence[RequestRecord]) -> dict[str, Any]:
     return {
         "slice_s": round(width_s, 6),
         "output_tokens_per_s": [round(count / width_s, 3) for count in tokens],
+        "due_per_s": [round(count / width_s, 4) for count in due],
         "requests_per_s": [round(count / width_s, 4) for count in finished],
         "failed_per_s": [round(count / width_s, 4) for count in failed],
         "ttft_p50_s": [_round(values, 50) for values in ttfts],

@@ -90,16 +90,20 @@ def plan_of(job: Job) -> Plan:
     return Plan(options, job.vocabulary, rows)
 
 
-async def run_job(job: Job, plan: Plan, started_s: float, on_snapshot: Callable[[Snapshot], None]) -> Outcome:
+async def run_job(
+    job: Job, plan: Plan, on_snapshot: Callable[[Snapshot], None], started_s: float | None = None
+) -> Outcome:
     """Run one process's share.
 
     Args:
-        started_s: the moment when the load begins, on `time.perf_counter`'s clock.
+        started_s: the moment when the load begins, on `time.perf_counter`'s clock; None = when this process is ready.
     """
     options = job.options
-    sender = Sender(connection_of(options), options.endpoint, started_s=started_s)
+    sender = Sender(connection_of(options), options.endpoint)
+    await sender.warm_up()
+    sender.started_s = time.perf_counter() if started_s is None else started_s
     load = Load(plan, sender, options, worker=job.worker, num_workers=options.processes)
-    await asyncio.sleep(max(0.0, started_s - time.perf_counter()))
+    await asyncio.sleep(max(0.0, -sender.now_s()))
     monitor = Monitor()
     async with monitor:
         watcher = asyncio.create_task(_watch(load, sender, on_snapshot))
@@ -127,6 +131,10 @@ def _say(**message: Any) -> None:
     sys.stdout.flush()
 
 
+def _report(snapshot: Snapshot) -> None:
+    _say(event="snapshot", **vars(snapshot))
+
+
 def main() -> None:
     """Serve one job from standard input."""
     job = Job.model_validate_json(sys.stdin.readline())
@@ -137,7 +145,7 @@ def main() -> None:
         return
     started_s = time.perf_counter() + json.loads(line)["start_unix_s"] - time.time()
     try:
-        outcome = asyncio.run(run_job(job, plan, started_s, lambda snapshot: _say(event="snapshot", **vars(snapshot))))
+        outcome = asyncio.run(run_job(job, plan, _report, started_s))
     except KeyboardInterrupt:  # before or after the load itself
         outcome = Outcome((), (), is_interrupted=True)
     for record in outcome.records:

@@ -215,7 +215,7 @@ def _add_interventions(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    _add(
+    bench = _add(
         commands,
         "bench",
         "send load to a server, measure it, and check its answers",
@@ -225,9 +225,22 @@ def _add_bench(commands: Any) -> None:
         "reft bench --concurrency 16 --requests 1000 --interventions haiku,pirate --distinct-prompts 20 --verify",
         bench_options(),
     )
+    sub = bench.add_subparsers(title="commands", metavar="COMMAND")
+    compare = _add(
+        sub, "compare", "compare two saved results", _run_compare, "reft bench compare before.json after.json"
+    )
+    compare.add_argument("first", type=Path)
+    compare.add_argument("second", type=Path)
 
 
+# Only these commands need the load tester: it is imported when they run.
 def _run_bench(args: argparse.Namespace, _: object, terminal: Terminal) -> int:
-    from ..bench.command import run_bench  # only this command needs the load tester
+    from ..bench.command import run_bench
 
     return run_bench(args, terminal)
+
+
+def _run_compare(args: argparse.Namespace, _: object, terminal: Terminal) -> int:
+    from ..bench.command import run_compare
+
+    return run_compare(args, terminal)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ async def send(server: StreamServer, **fields: Any) -> Outcome:
         job = Job(options=options, vocabulary=Vocabulary())
         if options.processes > 1:
             return await run_processes(job, lambda _: None)
-        return await run_job(job, plan_of(job), time.perf_counter(), lambda _: None)
+        return await run_job(job, plan_of(job), lambda _: None)
 
 
 def run(server: StreamServer, **fields: Any) -> Outcome:
@@ -44,18 +43,15 @@ def prompts(server: StreamServer) -> list[str]:
 def test_closed_loop_keeps_its_concurrency_and_sends_every_session_once() -> None:
     running, most = 0, 0
 
-    def answer(body: dict[str, Any]) -> list[str]:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        asyncio.get_running_loop().call_later(0.004, finish)
-        return [" a", " b", " c"]
+    class Counting(StreamServer):
+        async def _stream(self, body: dict[str, Any], writer: asyncio.StreamWriter, *, is_chat: bool) -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await super()._stream(body, writer, is_chat=is_chat)
+            running -= 1
 
-    def finish() -> None:
-        nonlocal running
-        running -= 1
-
-    server = StreamServer(answer=answer, interval_s=0.003)
+    server = Counting(answer=lambda _: [" a", " b", " c"], interval_s=0.003)
     outcome = run(server, concurrency=4, num_requests=20, warmup_requests=2)
     assert most == 4
     assert sorted(record.index for record in outcome.records) == list(range(22))
@@ -169,7 +165,7 @@ def test_no_server_is_a_failure_to_connect() -> None:
         async with server:
             url = server.url
         job = Job(options=BenchOptions(url=url, concurrency=1, num_requests=1), vocabulary=Vocabulary())
-        return await run_job(job, plan_of(job), 0.0, lambda _: None)
+        return await run_job(job, plan_of(job), lambda _: None)
 
     assert [record.error for record in asyncio.run(measure()).records] == ["connect"]
 
@@ -207,7 +203,7 @@ def test_cancelled_load_keeps_what_is_over() -> None:
         snapshots: list[Snapshot] = []
         async with StreamServer(interval_s=0.001) as server:
             job = Job(options=BenchOptions(url=server.url, concurrency=2, duration_s=60), vocabulary=Vocabulary())
-            running = asyncio.create_task(run_job(job, plan_of(job), time.perf_counter(), snapshots.append))
+            running = asyncio.create_task(run_job(job, plan_of(job), snapshots.append))
             while not snapshots or not snapshots[-1].num_finished:
                 await asyncio.sleep(0.01)
             running.cancel()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.stream_server import StreamServer, words_of
-from reft_client.bench.command import measure
 from reft_client.bench.live import LiveView
+from reft_client.bench.measurement import measure
 from reft_client.bench.options import BenchOptions
 from reft_client.bench.verification import VerificationError
 from reft_client.bench.vocabulary import Vocabulary
@@ -35,7 +35,7 @@ async def verify(server: StreamServer, **fields: Any) -> dict[str, Any]:
         )
         job = Job(options=options, vocabulary=Vocabulary())
         plan = plan_of(job)
-        document = await measure(job, plan, LiveView(StringIO(), options, plan.num_sessions, is_quiet=True))
+        document = await measure(job, plan, LiveView(StringIO(), is_quiet=True))
         return dict(document["verification"])
 
 
