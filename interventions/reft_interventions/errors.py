@@ -116,6 +116,12 @@ class InterventionConflictError(InterventionError):
     code = "intervention_conflict"
 
 
+class InterventionQuotaError(InterventionError):
+    """The namespace has no room for another set, or for this one's bytes."""
+
+    code = "storage_quota_exceeded"
+
+
 class StoreError(ReftError):
     """The store's folder or its index can't be used."""
 

@@ -88,10 +88,14 @@ def _fetch_only(settings: Settings) -> int:
 
 def _serve(settings: Settings) -> int:
     # Bound before the model is loaded: a port in use shows at once, and nobody takes it meanwhile.
-    with _bind(settings) as listener, closing(TenantDirectory.of_store(settings.store_dir)) as directory:
+    with _bind(settings) as listener, closing(_directory(settings)) as directory:
         directory.open()
         may_be_open = check_exposure(listener, settings, directory)
         return run(build_app(settings, directory, may_be_open=may_be_open), settings, listener)
+
+
+def _directory(settings: Settings) -> TenantDirectory:
+    return TenantDirectory.of_store(settings.store_dir, settings.tenant.to_tenant_limits())
 
 
 def _bind(settings: Settings) -> socket.socket:

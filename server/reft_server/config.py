@@ -22,6 +22,7 @@ from reft_server.engine.settings import EngineSettings, ModelPath, PrefixCacheSc
 from reft_server.errors import ConfigurationError
 from reft_server.fine_tuning.settings import FineTuningSettings
 from reft_server.logging_setup import LogFormat
+from reft_server.tenants.model import TenantLimits
 
 ENV_PREFIX = "REFT_"
 CLIENT_VARIABLES = frozenset({"REFT_URL", "REFT_API_KEY"})
@@ -169,6 +170,28 @@ class TenantGroup(BaseModel):
     share_prefixes: bool = Field(
         _API.shares_prefixes, description="Tenants reuse what was computed for each other's prompts, and can tell."
     )
+    requests_per_minute: int | None = Field(
+        None, ge=0, lt=1 << 53, description="Requests of one tenant per minute, on any route that needs a key."
+    )
+    tokens_per_minute: int | None = Field(
+        None, ge=0, lt=1 << 53, description="Prompt and generated tokens of one tenant per minute."
+    )
+    max_concurrent_requests: int | None = Field(
+        None, ge=0, lt=1 << 53, description="Generations of one tenant that run or wait at once."
+    )
+    max_stored_bytes: ByteSize | None = Field(
+        None, ge=0, lt=1 << 53, description="Intervention files of one tenant, all versions together, such as 1GiB."
+    )
+    max_sets: int | None = Field(None, ge=0, lt=1 << 53, description="Names of intervention sets of one tenant.")
+    max_upload_bytes: ByteSize | None = Field(
+        None, ge=0, lt=1 << 53, description="Largest intervention file of a tenant; REFT_MAX_UPLOAD_BYTES holds too."
+    )
+
+    def to_tenant_limits(self) -> TenantLimits:
+        """The limits of a tenant that has none of its own."""
+        return TenantLimits(
+            **{field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(TenantLimits)}
+        )
 
 
 class Settings(BaseSettings):

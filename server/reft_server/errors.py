@@ -29,6 +29,7 @@ __all__ = [
     "PayloadTooLargeError",
     "PermissionDeniedError",
     "PromptTooLongError",
+    "RateLimitError",
     "ReftError",
     "RequestTimeoutError",
     "RouteNotFoundError",
@@ -142,6 +143,12 @@ class EngineOverloadedError(ReftError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimitError(EngineOverloadedError):
+    """The tenant has used up a limit of its own: try again after `retry_after_s`."""
+
+    code = "rate_limit_exceeded"
 
 
 class EngineDeadError(ReftError):

@@ -147,6 +147,7 @@ class Registry:
 
         Raises:
             InvalidInterventionNameError: the name breaks the rules.
+            InterventionQuotaError: the tenant has as much as it may store.
             InterventionError: the file is refused; see `file_format.load` and `validate_for_base`.
             InterventionSelfTestError: the edit does nothing, or touches rows that it must not touch.
             EngineDeadError: the engine can't try it now.
@@ -158,7 +159,8 @@ class Registry:
                 intervention_set, folded = await asyncio.to_thread(self._read_upload, path)
                 report = await self._engine.self_test(folded)
                 store = self._store.namespace(tenant)
-                stored = await asyncio.to_thread(store.put, path, name, intervention_set)
+                quota = self._namespaces.quota(tenant)
+                stored = await asyncio.to_thread(store.put, path, name, intervention_set, quota)
         finally:
             path.unlink(missing_ok=True)
         self._pool.add(stored.content_hash, folded)

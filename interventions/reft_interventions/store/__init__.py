@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .intervention_store import InterventionStore
+from .intervention_store import InterventionStore, StoreQuota
 from .names import Reference, check_name, check_version, parse_reference
 from .reconcile import RebuildReport
 from .records import StoredVersion
@@ -11,6 +11,7 @@ __all__ = [
     "InterventionStore",
     "RebuildReport",
     "Reference",
+    "StoreQuota",
     "StoredVersion",
     "check_name",
     "check_version",

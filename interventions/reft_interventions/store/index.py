@@ -152,6 +152,12 @@ class IndexTransaction:
         query = f"SELECT {_COLUMNS} FROM versions WHERE tenant = ? AND name = ? ORDER BY version"
         return [StoredVersion(*row) for row in self._connection.execute(query, (tenant, name)).fetchall()]
 
+    def usage(self, tenant: str) -> tuple[int, int]:
+        """How many names of a tenant have a living version, and the bytes of all living versions together."""
+        query = "SELECT count(DISTINCT name), coalesce(sum(size_bytes), 0) FROM versions WHERE tenant = ?"
+        row = self._connection.execute(f"{query} AND deleted_at IS NULL", (tenant,)).fetchone()
+        return int(row[0]), int(row[1])
+
     def folder_mtime_ns(self, tenant: str, name: str) -> int | None:
         """See `StoreIndex.folder_mtimes`; None for an unknown name."""
         query = "SELECT folder_mtime_ns FROM names WHERE tenant = ? AND name = ?"

@@ -7,11 +7,18 @@ import logging
 import shutil
 import time
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from ..errors import InterventionConflictError, InterventionError, InterventionNotFoundError, StoreError
+from ..errors import (
+    InterventionConflictError,
+    InterventionError,
+    InterventionNotFoundError,
+    InterventionQuotaError,
+    StoreError,
+)
 from ..file_format import FileLimits, load
 from ..intervention_set import InterventionSet
 from . import durable
@@ -25,6 +32,29 @@ logger = logging.getLogger(__name__)
 
 STALE_TEMPORARY_S = 3600.0
 """A temporary file that nothing has written to for this long belongs to nobody, not even to another live server."""
+
+
+@dataclass(frozen=True)
+class StoreQuota:
+    """What a namespace may hold; None = no limit.
+
+    Args:
+        max_names: names with a living version.
+        max_bytes: living versions together, each counted in full.
+    """
+
+    max_names: int | None = None
+    max_bytes: int | None = None
+
+    def check(self, num_names: int, num_bytes: int) -> None:
+        """Raises `InterventionQuotaError` where there would be more."""
+        if self.max_names is not None and num_names > self.max_names:
+            raise InterventionQuotaError(f"at most {self.max_names} sets may be stored; delete some", param="name")
+        if self.max_bytes is not None and num_bytes > self.max_bytes:
+            raise InterventionQuotaError(
+                f"all sets together may have {self.max_bytes} bytes, and would have {num_bytes}; delete some",
+                param="file",
+            )
 
 
 class InterventionStore:
@@ -72,7 +102,13 @@ class InterventionStore:
         """A path that does not exist yet, on the store's file system: write an upload there, then `put` it."""
         return durable.temporary_path(self._layout.temporary, ".upload")
 
-    def put(self, path: Path, name: str, intervention_set: InterventionSet | None = None) -> StoredVersion:
+    def put(
+        self,
+        path: Path,
+        name: str,
+        intervention_set: InterventionSet | None = None,
+        quota: StoreQuota | None = None,
+    ) -> StoredVersion:
         """Store a file as the next version of `name`; durable when it returns.
 
         The newest version is returned as it is when it has the same content. Numbers grow and are never used again.
@@ -80,8 +116,10 @@ class InterventionStore:
         Args:
             path: a path from `new_temp_path`, which is moved in; any other file is copied and stays.
             intervention_set: what `path` holds, when the caller has just loaded it.
+            quota: of this namespace; checked under the lock that orders writers.
 
         Raises:
+            InterventionQuotaError: it would be exceeded.
             InvalidInterventionNameError: `name` breaks the rules.
             InterventionError: the file can't be read; see `file_format.load`.
             StoreError: the disk or the index failed.
@@ -95,7 +133,7 @@ class InterventionStore:
                 shutil.copyfile(path, staged)
             content = intervention_set or load(staged)
             with self._index.transaction() as transaction:
-                return self._put(transaction, staged, name, content)
+                return self._put(transaction, staged, name, content, quota or StoreQuota())
         except OSError as error:
             raise StoreError(f"{name!r} can't be stored: {error.strerror}") from error
         finally:
@@ -243,9 +281,14 @@ class InterventionStore:
             raise
         return index
 
-    def _put(self, transaction: IndexTransaction, staged: Path, name: str, content: InterventionSet) -> StoredVersion:
+    def _put(
+        self, transaction: IndexTransaction, staged: Path, name: str, content: InterventionSet, quota: StoreQuota
+    ) -> StoredVersion:
         last_version = sync_name(self._layout, transaction, self._tenant, name)
         newest = transaction.newest(self._tenant, name)
+        if newest is None or newest.content_hash != content.content_hash:
+            num_names, num_bytes = transaction.usage(self._tenant)
+            quota.check(num_names + (newest is None), num_bytes + staged.stat().st_size)
         blob = self._layout.blob(content.content_hash)
         if _is_intact(blob, content.content_hash):
             staged.unlink()

@@ -19,6 +19,7 @@ from reft_server.metrics import Metrics
 from reft_server.registry import Registry
 from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
+from reft_server.tenants.meters import Meters
 
 from .authentication import Authenticator
 from .context import ApiContext
@@ -73,6 +74,7 @@ def create_app(
         model_names=ModelNames(engine.model_info.model_id, settings.served_model_name),
         lifecycle=Lifecycle(),
         directory=directory,
+        meters=Meters(directory),
         started_at=int(time.time()),
         tuning=tuning,
     )
@@ -92,6 +94,7 @@ def create_app(
         settings=settings,
         lifecycle=context.lifecycle,
         authenticator=Authenticator(directory, may_be_open=may_be_open),
+        meters=context.meters,
         upload_limits=upload_limits,
     )
     install_handlers(app)

@@ -18,6 +18,7 @@ from reft_server.registry import Registry
 from reft_server.request_context import note
 from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
+from reft_server.tenants.meters import Meters
 
 from .lifecycle import Lifecycle
 from .model_names import ModelNames
@@ -39,6 +40,7 @@ class ApiContext:
     model_names: ModelNames
     lifecycle: Lifecycle
     directory: TenantDirectory
+    meters: Meters
     started_at: int
     tuning: FineTuning | None = None
 

@@ -206,12 +206,15 @@ async def generate(context: ApiContext, plan: GenerationPlan) -> AsyncGenerator[
     was submitted is cancelled or finished.
 
     Raises:
+        RateLimitError: the tenant has had its tokens of this minute.
         ReftError: a request was refused or failed; the other choices are then cancelled.
     """
     deadline = asyncio.get_running_loop().time() + context.settings.request_timeout_s
     choices: list[Choice] = []
     streams: list[TokenStream] = []
     note(response_id=plan.response_id, num_choices=len(plan.requests), prompt_tokens=plan.num_prompt_tokens)
+    meter = context.meters.of(plan.caller.tenant.name)
+    meter.take_prompt(plan.num_prompt_tokens + sum(applied.source_tokens or 0 for applied in plan.applied))
     if plan.applied:
         note(interventions=",".join(applied.content_hash[:_LOGGED_HASH_LENGTH] for applied in plan.applied))
     try:
@@ -226,7 +229,9 @@ async def generate(context: ApiContext, plan: GenerationPlan) -> AsyncGenerator[
     finally:
         for stream in streams:
             stream.cancel()
-        note(completion_tokens=sum(choice.num_tokens for choice in choices))
+        num_tokens = sum(choice.num_tokens for choice in choices)
+        meter.charge_tokens(num_tokens)
+        note(completion_tokens=num_tokens)
 
 
 def _count_interventions(context: ApiContext, plan: GenerationPlan, request: GenerationRequest) -> None:

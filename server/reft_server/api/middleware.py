@@ -22,6 +22,8 @@ from reft_server.errors import (
     ServerDrainingError,
 )
 from reft_server.request_context import RequestContext, current_request, note, serving
+from reft_server.tenants import Caller
+from reft_server.tenants.meters import Meter, Meters
 from reft_server.tenants.model import wire_name
 
 from .authentication import PUBLIC_PATHS, Authenticator, set_caller
@@ -55,11 +57,13 @@ class RequestMiddleware:
         settings: ApiSettings,
         lifecycle: Lifecycle,
         authenticator: Authenticator,
+        meters: Meters,
         upload_limits: Mapping[str, int],
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._authenticator = authenticator
+        self._meters = meters
         self._settings = settings
         self._upload_limits = upload_limits
         self._num_generating = 0
@@ -94,10 +98,14 @@ class RequestMiddleware:
                 raise
             await _refuse(InternalServerError(sent.request_id), scope, receive, sent)
 
-    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _bounded(self, scope: Scope, receive: Receive, send: _RequestIdHeaders) -> None:
         headers = Headers(scope=scope)
-        if scope["path"] not in PUBLIC_PATHS:
-            self._authenticate(scope, headers)  # before a byte of the body is read
+        if scope["path"] in PUBLIC_PATHS:
+            await self._app(scope, receive, send)
+            return
+        # before a byte of the body is read
+        send.meter = meter = self._meters.of(self._authenticate(scope, headers).tenant.name)
+        meter.take_request()
         upload_limit = self._upload_limits.get(scope["path"])
         limit = self._settings.max_body_bytes if upload_limit is None else upload_limit + MULTIPART_OVERHEAD_BYTES
         body = _BoundedBody(receive, limit)
@@ -109,16 +117,18 @@ class RequestMiddleware:
             raise EngineOverloadedError(f"{self._num_generating} requests are running already; try again soon")
         self._num_generating += 1
         try:
-            await self._app(scope, body.receive, send)
+            with meter.running():
+                await self._app(scope, body.receive, send)
         finally:
             self._num_generating -= 1
 
-    def _authenticate(self, scope: Scope, headers: Headers) -> None:
+    def _authenticate(self, scope: Scope, headers: Headers) -> Caller:
         caller = self._authenticator.caller(headers)
         set_caller(scope, caller)
         request = current_request()
         if request is not None and not caller.is_open:
             request.tenant = wire_name(caller.tenant.name)
+        return caller
 
 
 def _log_end(request: RequestContext, scope: Scope, sent: _RequestIdHeaders) -> None:
@@ -137,13 +147,14 @@ async def _refuse(error: ReftError, scope: Scope, receive: Receive, send: Send) 
 
 
 class _RequestIdHeaders:
-    """A `send` that adds `x-request-id` and `openai-processing-ms` to the response."""
+    """A `send` that adds `x-request-id`, `openai-processing-ms` and the caller's `x-ratelimit-*` to the response."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         chosen = Headers(scope=scope).get("x-request-id", "")
         self.request_id = chosen if _CLIENT_REQUEST_ID.fullmatch(chosen) else f"req-{uuid.uuid4().hex}"
         self.status = 0  # nothing was sent yet
         self.closes_connection = False
+        self.meter: Meter | None = None
         self._send = send
         self._started_at = time.monotonic()
         scope.setdefault("state", {})["request_id"] = self.request_id
@@ -165,6 +176,8 @@ class _RequestIdHeaders:
             headers["x-request-id"] = self.request_id
             if self.closes_connection:
                 headers["connection"] = "close"
+            if self.meter is not None:
+                headers.update(self.meter.headers())
             headers["openai-processing-ms"] = str(round(self.duration_s * 1000))
         await self._send(message)
 

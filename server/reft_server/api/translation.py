@@ -27,6 +27,7 @@ class GenerationPlan:
         requests: one per choice, prompt-major: choice `i * n + j` is answer j to prompt i.
         num_choices_per_prompt: the request's `n`.
         echoes: what each choice starts with: its prompt, or nothing.
+        caller: on whose account it runs.
         applied: the interventions, as resolved; the same for every choice.
         tool_parser: makes what finds the calls of one answer; None where none can come.
     """
@@ -39,6 +40,7 @@ class GenerationPlan:
     stop_strings: tuple[str, ...]
     echoes: tuple[str, ...]
     applied: tuple[AppliedIntervention, ...]
+    caller: Caller
     tool_parser: Callable[[], ToolParser] | None = None
 
     @property
@@ -171,6 +173,7 @@ async def _plan(
         stop_strings=body.stop_strings,
         echoes=("",) * len(requests),
         applied=applied,
+        caller=caller,
     )
 
 

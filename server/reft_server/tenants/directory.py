@@ -41,25 +41,31 @@ class TenantDirectory:
     Every request is answered from `snapshot`, which is immutable and replaced as a whole. Writes are durable, and in
     this process's snapshot, when they return; `watch` brings in those of other processes. All methods may be called
     from any thread.
+
+    Args:
+        defaults: limits of tenants that have none of their own.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, defaults: TenantLimits | None = None) -> None:
         self._engine = engine
+        self._defaults = defaults or TenantLimits()
         self._lock = threading.RLock()
         self._is_open = False
         self.snapshot: Snapshot = EMPTY
 
     @classmethod
-    def of_store(cls, store_dir: Path) -> TenantDirectory:
+    def of_store(cls, store_dir: Path, defaults: TenantLimits | None = None) -> TenantDirectory:
         """In an SQLite file in the store's folder, which only its owner may read."""
         engine = create_engine(f"sqlite:///{store_dir / _FILE_NAME}", connect_args={"timeout": 10.0})
         event.listen(engine, "connect", _use_write_ahead_log)
-        return cls(engine)
+        return cls(engine, defaults)
 
     @classmethod
-    def in_memory(cls) -> TenantDirectory:
+    def in_memory(cls, defaults: TenantLimits | None = None) -> TenantDirectory:
         """Gone with the process."""
-        return cls(create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}))
+        return cls(
+            create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}), defaults
+        )
 
     def open(self) -> None:
         """Make the tables that are missing, and read them; calling twice is fine.
@@ -94,6 +100,11 @@ class TenantDirectory:
                 return False
             self.snapshot = read_snapshot(connection)
         return True
+
+    def limits_of(self, tenant: str) -> TenantLimits:
+        """What a tenant may use now: its own limits, and the defaults where it has none; None = no limit."""
+        found = self.snapshot.tenants.get(tenant)
+        return self._defaults if found is None else found.limits.or_else(self._defaults)
 
     async def watch(self) -> None:
         """Refresh for ever. While the database can't be read, the last snapshot stays in use."""

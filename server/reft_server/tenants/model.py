@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 Scope = Literal["infer", "upload", "admin", "metrics"]
@@ -33,6 +33,16 @@ class TenantLimits:
     max_stored_bytes: int | None = None
     max_sets: int | None = None
     max_upload_bytes: int | None = None
+
+    def or_else(self, defaults: TenantLimits) -> TenantLimits:
+        """These limits, and those of `defaults` where there is none."""
+        if self == _NO_LIMITS:
+            return defaults
+        own = asdict(self)
+        return TenantLimits(**{name: getattr(defaults, name) if own[name] is None else own[name] for name in own})
+
+
+_NO_LIMITS = TenantLimits()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ granted it; `shared/haiku` is the shared one, whatever the tenant has. A grant n
 from __future__ import annotations
 
 from reft_interventions.errors import InterventionNotFoundError
-from reft_interventions.store import InterventionStore, StoredVersion, check_name
+from reft_interventions.store import InterventionStore, StoredVersion, StoreQuota, check_name
 
 from .directory import TenantDirectory
 from .model import SHARED, SHARED_NAME, tenant_of_wire_name
@@ -58,6 +58,13 @@ class Namespaces:
         if self._directory is not None and not own.has_name(name):
             self._directory.withdraw(tenant, name)
         return deleted
+
+    def quota(self, tenant: str) -> StoreQuota:
+        """What a tenant may store."""
+        if self._directory is None:
+            return StoreQuota()
+        limits = self._directory.limits_of(tenant)
+        return StoreQuota(limits.max_sets, limits.max_stored_bytes)
 
     @property
     def _snapshot(self) -> Snapshot:

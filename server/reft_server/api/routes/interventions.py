@@ -68,7 +68,9 @@ async def _upload(
 ) -> tuple[StoredVersion, SelfTestReport]:
     path = context.registry.new_upload_path()
     try:
-        form_name = await receive_upload(request, path, context.settings.max_upload_bytes)
+        own_limit = context.directory.limits_of(caller.tenant.name).max_upload_bytes
+        limit = context.settings.max_upload_bytes
+        form_name = await receive_upload(request, path, limit if own_limit is None else min(limit, own_limit))
         name = form_name or name
         if not name:
             raise InvalidRequestError("name is missing: POST /v1/interventions?name=...", param="name")
