@@ -9,6 +9,8 @@ import pytest
 
 from reft_interventions import InterventionSet
 from reft_interventions.components import COMPONENTS
+from reft_interventions.training import Dataset, TokenizedExample, TrainingOptions, train
+from tests.fakes.tokenizers import byte_level_tokenizer
 from tests.parity.harness import Case, Comparison, Use, reference, run_together
 from tests.parity.test_engine_matches_reference import PATHS, prompt
 
@@ -106,3 +108,41 @@ def test_sources_survive_preemption(
     )
     compare(tiny_model("llama"), engine, cases)
     assert engine.stats().num_preemptions > 0
+
+
+ANSWERS = {"formal": 7, "brief": 9}
+
+
+@pytest.fixture(scope="module")
+def two_tasks(tiny_model: Any) -> InterventionSet:
+    """One LoReFT that learned, with rank dimensions of their own, to answer 7 in one task and 9 in the other."""
+    options = TrainingOptions(
+        layers="1;2;3", positions="l2", low_rank_dimension=6, subspaces="formal=0,1,5;brief=2,3,4",
+        epochs=16, lr=3e-2, batch_size=16, prefix_cache_mb=0,
+    )  # fmt: skip
+    rows = tuple(
+        TokenizedExample(prompt(8, 800 + index), (token,), index, subspace=name)
+        for index in range(40)
+        for name, token in ANSWERS.items()
+    )
+    return train(tiny_model("llama"), byte_level_tokenizer(), options, Dataset(rows, 0, "")).intervention_set
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_two_tasks_trained_in_one_set_are_served_apart_and_together(
+    path: str, tiny_model: Any, start_engine: Any, two_tasks: InterventionSet
+) -> None:
+    """Prompts that training has not seen, in one batch: each task's dimensions write its own answer."""
+    model, subspaces = tiny_model("llama"), two_tasks.manifest.subspaces
+    cases = {
+        (name, index): Case(prompt(8, 900 + index), (Use(two_tasks, 1.0, subspaces.get(name)),), max_tokens=4)
+        for name in (*ANSWERS, "both")
+        for index in range(8)
+    }
+    written = run_together(start_engine(model, model_path=path, max_num_seqs=24), list(cases.values()))
+    comparison = Comparison()
+    for case, got in zip(cases.values(), written, strict=True):
+        comparison.check(case, got, reference(model, case))
+    comparison.verdict()
+    num_own = sum(tokens[0] == ANSWERS.get(name) for (name, _), tokens in zip(cases, written, strict=True))
+    assert num_own >= 12, written
