@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reft_interventions.user_folders import DEFAULT_MODEL, default_cache_dir, user_folder
 from reft_server.api.settings import ApiSettings
+from reft_server.connections import ConnectionLimits
 from reft_server.engine.settings import EngineSettings, ModelPath, PrefixCacheScope, WeightDtype
 from reft_server.errors import ConfigurationError
 from reft_server.fine_tuning.settings import FineTuningSettings
@@ -31,6 +32,7 @@ CLIENT_VARIABLES = frozenset({"REFT_URL", "REFT_API_KEY"})
 _ENGINE = EngineSettings()
 _API = ApiSettings()
 _TUNING = FineTuningSettings()
+_CONNECTIONS = ConnectionLimits()
 
 
 def _default_store_dir() -> Path:
@@ -272,6 +274,27 @@ class Settings(BaseSettings):
         ge=1,
         le=1 << 20,
         description="Generations that run or wait at once; one more is refused with 429.",
+    )
+    max_connections: int = Field(
+        _CONNECTIONS.max_connections, ge=1, le=1 << 20, description="Connections open at once; one more is closed."
+    )
+    header_timeout_s: float = Field(
+        _CONNECTIONS.header_timeout_s,
+        gt=0,
+        le=3600,
+        description="A connection whose request's head is not complete by then is closed, seconds.",
+    )
+    body_timeout_s: float = Field(
+        _API.body_timeout_s,
+        gt=0,
+        le=3600,
+        description="A body that pauses so long, or comes slower than 1 KiB/s on top, is refused with 408, seconds.",
+    )
+    write_timeout_s: float = Field(
+        _CONNECTIONS.write_timeout_s,
+        gt=0,
+        le=3600,
+        description="A connection whose client stops reading for so long is closed, seconds.",
     )
     max_choices_per_request: int = Field(
         _API.max_choices_per_request, ge=1, le=4096, description="Prompts times n of one request."

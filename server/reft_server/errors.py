@@ -31,6 +31,7 @@ __all__ = [
     "PromptTooLongError",
     "RateLimitError",
     "ReftError",
+    "RequestBodyTimeoutError",
     "RequestTimeoutError",
     "RouteNotFoundError",
     "ServerDrainingError",
@@ -97,6 +98,12 @@ class PayloadTooLargeError(ReftError):
     """The request body exceeds the size limit."""
 
     code = "payload_too_large"
+
+
+class RequestBodyTimeoutError(ReftError):
+    """The client sends the request's body too slowly."""
+
+    code = "request_body_timeout"
 
 
 class AuthenticationError(ReftError):

@@ -29,6 +29,7 @@ from reft_server.api.context import ApiContext
 from reft_server.api.lifecycle import Lifecycle
 from reft_server.base_model import BaseModel, load_base_model
 from reft_server.config import Settings
+from reft_server.connections import ConnectionLimits, HttpConfig
 from reft_server.engine import build_engine
 from reft_server.engine.device_pool import DevicePool
 from reft_server.engine.native import start_building
@@ -235,8 +236,9 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
     Args:
         listener: bound, not listening yet.
     """
-    config = uvicorn.Config(
+    config = HttpConfig(
         app,
+        ConnectionLimits(settings.max_connections, settings.header_timeout_s, settings.write_timeout_s),
         log_config=None,
         access_log=False,  # it would hold the names in paths and queries; the API logs every request itself
         lifespan="on",

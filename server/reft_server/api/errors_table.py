@@ -25,6 +25,7 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
         server.InvalidGrammarError: 400,
         server.GrammarTooComplexError: 400,
         server.PayloadTooLargeError: 413,
+        server.RequestBodyTimeoutError: 408,
         server.AuthenticationError: 401,
         server.PermissionDeniedError: 403,
         server.TenantNotFoundError: 404,

@@ -13,6 +13,7 @@ from reft_server.errors import (
     MethodNotAllowedError,
     PayloadTooLargeError,
     ReftError,
+    RequestBodyTimeoutError,
     RouteNotFoundError,
 )
 
@@ -46,6 +47,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     known: dict[int, ReftError] = {
         404: RouteNotFoundError(f"No route {request.method} {request.url.path}"),
         405: MethodNotAllowedError(f"{request.url.path} does not take {request.method}"),
+        408: RequestBodyTimeoutError(error.detail),
         413: PayloadTooLargeError(error.detail),
     }
     response = await _handle_reft_error(request, known.get(error.status_code, _unreadable(error)))

@@ -40,6 +40,7 @@ _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _DRAIN_BYTES = 64 << 20
 _DRAIN_TIME_S = 5.0
+_MIN_BODY_BYTES_PER_S = 1024
 
 
 class RequestMiddleware:
@@ -108,7 +109,7 @@ class RequestMiddleware:
         meter.take_request()
         upload_limit = self._upload_limits.get(scope["path"])
         limit = self._settings.max_body_bytes if upload_limit is None else upload_limit + MULTIPART_OVERHEAD_BYTES
-        body = _BoundedBody(receive, limit)
+        body = _BoundedBody(receive, limit, self._settings.body_timeout_s)
         await body.check_declared(headers)
         if scope["path"] not in GENERATION_PATHS:
             await self._app(scope, body.receive, send)
@@ -183,16 +184,19 @@ class _RequestIdHeaders:
 
 
 class _BoundedBody:
-    """A `receive` that refuses a body as soon as it is known to be too large.
+    """A `receive` that refuses a body as soon as it is known to be too large, and one that comes too slowly.
 
     What a client is still sending is read and dropped for a while, because a connection closed under a sender
     loses the answer.
     """
 
-    def __init__(self, receive: Receive, limit: int) -> None:
+    def __init__(self, receive: Receive, limit: int, timeout_s: float) -> None:
         self._receive = receive
         self._limit = limit
+        self._timeout_s = timeout_s
+        self._started_at = asyncio.get_running_loop().time()
         self._num_bytes = 0
+        self._is_complete = False
 
     async def check_declared(self, headers: Headers) -> None:
         """Refuse by `content-length`, before anything is read.
@@ -210,9 +214,18 @@ class _BoundedBody:
         """The next message of the body.
 
         Raises:
-            HTTPException: the body is too large; this type, because FastAPI lets it through.
+            HTTPException: the body is too large or too slow; this type, because FastAPI lets it through.
         """
-        message = await self._receive()
+        if self._is_complete:  # what comes now is the end of the connection, which nobody is in a hurry for
+            return await self._receive()
+        latest = self._started_at + self._timeout_s + self._num_bytes / _MIN_BODY_BYTES_PER_S
+        try:
+            async with asyncio.timeout_at(min(latest, asyncio.get_running_loop().time() + self._timeout_s)):
+                message = await self._receive()
+        except TimeoutError as error:
+            text = f"The body came too slowly: {self._num_bytes} bytes so far"
+            raise HTTPException(408, text, {"connection": "close"}) from error
+        self._is_complete = not message.get("more_body", False)
         self._num_bytes += len(message.get("body", b""))
         if self._num_bytes > self._limit:
             if message.get("more_body", False):

@@ -13,6 +13,7 @@ class ApiSettings:
         served_model_name: what `/v1/models` calls the base model; None = the engine's model id.
         max_body_bytes: largest JSON body, bytes.
         max_upload_bytes: largest intervention file, bytes.
+        body_timeout_s: longest pause in a request's body; and its whole time, beside a second for each KiB.
         request_timeout_s: a generation that runs longer ends with an error, seconds.
         max_concurrent_requests: generations that run or wait at once; one more is refused with 429.
         max_choices_per_request: prompts times `n` of one request.
@@ -26,6 +27,7 @@ class ApiSettings:
     served_model_name: str | None = None
     max_body_bytes: int = 4 << 20
     max_upload_bytes: int = 64 << 20
+    body_timeout_s: float = 30.0
     request_timeout_s: float = 600.0
     max_concurrent_requests: int = 1024
     max_choices_per_request: int = 128
