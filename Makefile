@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYREFT_STAMP := .venv-pyreft/.installed
+CLIENTS_STAMP := .venv-clients/.installed
 
 # Passed through to the server: make serve MODEL=... PORT=... HOST=... ARGS='--log-level debug'
 MODEL ?=
@@ -21,7 +22,7 @@ PEER_STAMPS := $(patsubst %,.venv-%/.installed,$(filter pyreft llama_cpp vllm,$(
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install model serve check format test test-pyreft bench bench-peers bench-methods train-examples docker clean
+.PHONY: help install model serve check format test test-pyreft test-clients bench bench-peers bench-methods train-examples docker clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +66,15 @@ test-pyreft: $(STAMP) $(PYREFT_STAMP)  ## Compare with pyreft itself, in an envi
 	REFT_TEST_PYREFT_FIXTURES=$(CURDIR)/.venv-pyreft/fixtures REFT_TEST_PYREFT_PYTHON=$(CURDIR)/.venv-pyreft/bin/python \
 		$(BIN)/python -m pytest tests/parity/test_pyreft_parity.py tests/pyreft/live_check.py $(ARGS)
 
+$(CLIENTS_STAMP): tests/e2e/clients/requirements.txt constraints.txt
+	@$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r tests/e2e/clients/requirements.txt
+	@touch $(CLIENTS_STAMP)
+
+test-clients: $(STAMP) $(CLIENTS_STAMP) model  ## Run other people's clients against a server, in an environment of their own
+	REFT_TEST_CLIENTS_PYTHON=$(CURDIR)/.venv-clients/bin/python \
+		$(BIN)/python -m pytest tests/e2e/clients/live_check.py $(ARGS)
+
 bench: $(STAMP) model  ## Measure this machine beside HF and PEFT (ARGS='--quick', '--only swap pool')
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -96,4 +106,4 @@ docker:  ## Build the CPU image
 	docker build -f docker/Dockerfile -t reft-serve .
 
 clean:  ## Remove the environment and the caches of the tools (not the model)
-	rm -rf $(VENV) .venv-pyreft .venv-vllm .venv-llama_cpp *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-pyreft .venv-clients .venv-vllm .venv-llama_cpp *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
