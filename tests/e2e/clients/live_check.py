@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,10 @@ def test_lm_eval_local_completions(
         tmp_path,
     )
     samples = {
-        name: [json.loads(line) for line in next((tmp_path / "out").rglob(f"samples_reft_{name}_*")).open()]
+        name: [
+            json.loads(line)
+            for line in next((tmp_path / "out").rglob(f"samples_reft_{name}_*")).read_text().splitlines()
+        ]
         for name in TASKS
     }
     tokenizer = AutoTokenizer.from_pretrained(default_model_path())
@@ -165,4 +167,3 @@ def test_guidellm_load_with_an_intervention_as_model(server: Server, model: str,
     report = json.loads((tmp_path / "report.json").read_text())
     totals = report["benchmarks"][0]["metrics"]["request_totals"]
     assert (totals["successful"], totals["errored"]) == (12, 0)
-    assert re.search(r"output_tokens", json.dumps(report))

@@ -1,4 +1,4 @@
-"""LangChain's ChatOpenAI, unmodified. Arguments: base URL, model. Prints one JSON object."""
+"""LangChain's ChatOpenAI, unmodified. Arguments: base URL, model. Writes one JSON object."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def main() -> None:
         "city": city.model_dump(),
         "text": OpenAI(**OPTIONS, max_tokens=12).invoke("The capital of France is"),
     }
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 main()

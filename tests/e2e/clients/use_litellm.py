@@ -1,4 +1,4 @@
-"""litellm, unmodified: whole, streamed and asynchronous answers. Arguments: base URL, model. Prints one JSON object."""
+"""litellm, unmodified: whole, streamed and asynchronous answers. Arguments: base URL, model. Writes one JSON object."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def main() -> None:
         "bound": bound.choices[0].message.content,
         "refusal": refusal,
     }
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 main()
