@@ -321,7 +321,8 @@ class Settings(BaseSettings):
         _API.max_intervention_labels,
         ge=0,
         le=100_000,
-        description="Distinct interventions that the metrics name; later ones count as other.",
+        description="Distinct interventions, and tenants, that the metrics name: those asked for most; the rest counts "
+        "as other.",
     )
     shutdown_timeout_s: int = Field(
         5, ge=0, le=3_600, description="Time that running requests get to finish at shutdown, seconds."

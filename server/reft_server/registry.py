@@ -6,7 +6,9 @@ import asyncio
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,14 +21,18 @@ from reft_interventions.store import InterventionStore, StoredVersion, check_nam
 from reft_interventions.subspaces import choose_dimensions
 from reft_interventions.validation import BaseModelSpec, check_base, validate_for_base
 
-from .engine.device_pool import DevicePool
+from .engine.device_pool import DevicePool, DevicePoolStats
 from .engine.pool import InterventionPool, PoolStats
 from .engine.types import Engine, SelfTestReport
+from .metrics import ResidentInterventions
 from .tenants import SHARED, TenantDirectory
+from .tenants.model import label_of
 from .tenants.namespaces import Namespaces
 
 logger = logging.getLogger(__name__)
 
+_NUM_USED_NAMES = 4096
+"""Names remembered by what they stand for; one that was used before so many others is resident without a name."""
 _NUM_CONCURRENT_UPLOADS = 2
 """Uploads that are read at the same time; the others wait, so that memory stays bounded."""
 
@@ -56,6 +62,36 @@ class RegistryStats:
     num_names: int
     num_versions: int
     pool: PoolStats
+
+
+class _UsedNames:
+    """Names by content hash, the latest used last: the pool knows hashes only."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[str, str] = OrderedDict()
+        self._in_use: Counter[tuple[str, str]] = Counter()
+
+    @contextmanager
+    def using(self, stored: StoredVersion) -> Iterator[None]:
+        """A request gets this version, and waits for it where it is not in memory."""
+        name = label_of(stored.tenant, stored.name)
+        key = (stored.content_hash, name)
+        self._in_use[key] += 1
+        try:
+            yield
+        finally:
+            self._in_use[key] -= 1
+            if not self._in_use[key]:
+                del self._in_use[key]
+        self._names[stored.content_hash] = name
+        self._names.move_to_end(stored.content_hash)
+        if len(self._names) > _NUM_USED_NAMES:
+            self._names.popitem(last=False)
+
+    def resident(self, pool: InterventionPool) -> ResidentInterventions:
+        names = dict.fromkeys(name for content_hash, name in reversed(self._names.items()) if content_hash in pool)
+        loading = dict.fromkeys(name for content_hash, name in self._in_use if content_hash not in pool)
+        return ResidentInterventions(tuple(names), tuple(loading))
 
 
 class Registry:
@@ -88,6 +124,7 @@ class Registry:
         self._engine = engine
         self._base = base
         self._limits = limits
+        self._names = _UsedNames()
         self._upload_slots = asyncio.Semaphore(_NUM_CONCURRENT_UPLOADS)
 
     async def resolve(
@@ -120,7 +157,8 @@ class Registry:
             raise InterventionValueError(f"the scale must be finite, got {scale}", param="scale")
         stored = self._namespaces.resolve(name, version, tenant)
         dimensions = None if subspaces is None else choose_dimensions(stored.manifest, subspaces)
-        folded = await self._pool.get(stored.content_hash, lambda: self._load_stored(stored), scale, dimensions)
+        with self._names.using(stored):
+            folded = await self._pool.get(stored.content_hash, lambda: self._load_stored(stored), scale, dimensions)
         return ResolvedIntervention(
             name=self.name_of(stored, tenant),
             owner=stored.tenant,
@@ -164,6 +202,8 @@ class Registry:
         finally:
             path.unlink(missing_ok=True)
         self._pool.add(stored.content_hash, folded)
+        with self._names.using(stored):
+            pass
         logger.info("intervention_stored version=%d content_hash=%s", stored.version, stored.content_hash)
         return stored, report
 
@@ -244,6 +284,14 @@ class Registry:
         """Counts for the metrics."""
         num_names, num_versions = self._store.counts()
         return RegistryStats(num_names, num_versions, self._pool.stats())
+
+    def device_stats(self) -> DevicePoolStats:
+        """Of the copies on the engine's device; zeros where that is the host."""
+        return DevicePoolStats() if self._device_pool is None else self._device_pool.stats()
+
+    def resident(self) -> ResidentInterventions:
+        """The names of the sets in memory, and of those that requests wait for."""
+        return self._names.resident(self._pool)
 
     async def close(self) -> None:
         """Wait for the loads that run, and close the store."""

@@ -56,6 +56,7 @@ def create_app(
         may_be_open: while there are no keys, everybody is the operator; otherwise nobody is let in.
     """
     directory = directory or TenantDirectory.in_memory()
+    lifecycle = Lifecycle()
     context = ApiContext(
         engine=engine,
         tokenization=Tokenization(tokenizer),
@@ -70,9 +71,12 @@ def create_app(
             lambda: registry.stats().pool,
             tuning.job_counts if tuning else dict,
             settings.max_intervention_labels,
+            device_stats=registry.device_stats,
+            resident=registry.resident,
+            is_ready=lambda: engine.is_ready and not lifecycle.is_draining,
         ),
         model_names=ModelNames(engine.model_info.model_id, settings.served_model_name),
-        lifecycle=Lifecycle(),
+        lifecycle=lifecycle,
         directory=directory,
         meters=Meters(directory),
         started_at=int(time.time()),

@@ -100,7 +100,7 @@ class Choice:
         self._echo = plan.echoes[index]
         self._num_characters = len(self._echo)
         self._started_at = self._last_token_at = time.monotonic()
-        self._has_token = False
+        self._has_token = self._has_output = False
         self._queue_s = 0.0
         self._time_to_first_token_s: float | None = None
 
@@ -134,6 +134,7 @@ class Choice:
         return outputs
 
     def _delta(self, outputs: list[TokenOutput]) -> Delta:
+        self._observe_start(outputs[0].queue_time_s)
         text, self._echo = self._echo, ""
         tokens = list(outputs[0].prompt_tokens)
         offsets = self._tokenization.text_offsets([token.token_id or 0 for token in tokens], text)
@@ -188,6 +189,11 @@ class Choice:
         self._num_characters += len(settled)
         # text of the tokens that have to come ends nothing
         return settled if self.num_tokens <= self._min_tokens else self._stops.push(settled)
+
+    def _observe_start(self, queue_time_s: float) -> None:
+        if not self._has_output:
+            self._has_output = True
+            self._metrics.queue_time.observe(queue_time_s)
 
     def _observe_token(self) -> None:
         now = time.monotonic()

@@ -20,7 +20,7 @@ class ApiSettings:
         max_chat_tokens: new tokens of a chat answer whose request sets no limit; None = what is left of the window.
         max_grammar_bytes: longest JSON Schema, pattern or grammar of one request.
         source_cache_bytes: of hidden rows of source prompts.
-        max_intervention_labels: distinct interventions that metrics name; later ones count as `other`.
+        max_intervention_labels: distinct interventions, and tenants, that metrics name; the rest counts as `other`.
         shares_prefixes: tenants may reuse what was computed for each other's prompts.
     """
 

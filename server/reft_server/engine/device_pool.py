@@ -26,10 +26,10 @@ class _Copy:
 class DevicePoolStats:
     """What is on the device, and how often room was made."""
 
-    num_sets: int
-    num_bytes: int
-    num_pinned: int
-    num_evictions: int
+    num_sets: int = 0
+    num_bytes: int = 0
+    num_pinned: int = 0
+    num_evictions: int = 0
 
 
 class DevicePool:

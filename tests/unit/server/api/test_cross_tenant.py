@@ -349,5 +349,6 @@ def test_metrics_keep_sets_of_one_name_apart(world: World) -> None:
         body = {"prompt": "a", "max_tokens": 1, "model": name}
         assert world.client.post("/v1/completions", json=body, headers=world.key(tenant, "infer")).status_code == 200
     text = world.client.get("/metrics", headers=world.key("", "metrics")).text
-    assert f'reft:intervention_requests_total{{intervention="{SECRET}"}} 1.0' in text
-    assert f'reft:intervention_requests_total{{intervention="victim/{SECRET}"}} 2.0' in text
+    for tenant, intervention in (("friend", SECRET), ("victim", f"victim/{SECRET}"), ("friend", f"victim/{SECRET}")):
+        labels = f'intervention="{intervention}",tenant="{tenant}"'
+        assert f"reft:intervention_requests_total{{{labels}}} 1.0" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -65,11 +66,16 @@ def test_metrics_count_what_happened(client: TestClient, engine: FakeEngine) -> 
     assert values["reft:intervention_pool_misses_total", ()] == 0
     assert values["reft:intervention_pool_evictions_total", ()] == 0
     assert values["reft:request_success_total", ("stop",)] == 3
-    assert values["reft:intervention_requests_total", ("base",)] == 1
-    assert values["reft:intervention_requests_total", ("style",)] == 2
+    assert values["reft:intervention_requests_total", ("base", "default")] == 1
+    assert values["reft:intervention_requests_total", ("style", "default")] == 2
     assert values["reft:intervention_uploads_total", ("stored",)] == 1
     assert values["reft:intervention_uploads_total", ("invalid_intervention_file",)] == 1
     assert values["reft:request_errors_total", ("intervention_not_found",)] == 1
+    assert values["reft:ready", ()] == 1
+    assert values["reft:intervention_resident", ("style",)] == 1
+    assert values["reft:intervention_resident", ("other",)] == 0
+    assert values["reft:intervention_device_sets", ()] == 0
+    assert values["reft:request_queue_time_seconds_count", ()] == 3
     assert values["reft:time_to_first_token_seconds_count", ()] == 3
     assert values["reft:inter_token_latency_seconds_count", ()] == num_prompt
     assert values["reft:e2e_request_latency_seconds_count", ()] == 3
@@ -93,8 +99,8 @@ def test_metrics_bound_the_interventions_they_name() -> None:
     for name in ("a", "b", "c", "d", "a"):
         metrics.count_intervention(name)
     text = metrics.render().decode()
-    assert 'reft:intervention_requests_total{intervention="a"} 2.0' in text
-    assert 'reft:intervention_requests_total{intervention="other"} 2.0' in text
+    assert 'reft:intervention_requests_total{intervention="a",tenant="default"} 2.0' in text
+    assert 'reft:intervention_requests_total{intervention="other",tenant="default"} 2.0' in text
     assert 'intervention="c"' not in text
 
 
@@ -121,3 +127,35 @@ def test_draining_turns_ready_red_and_refuses_all_but_probes(client: TestClient)
         assert "retry-after" in response.headers
     for path in ("/health", "/metrics", "/version"):
         assert client.get(path).status_code == 200
+
+
+def test_metrics_name_resident_sets_as_gateways_read_them(make_client: Any) -> None:
+    client = make_client(max_intervention_labels=2)
+    for seed, name in enumerate(("a", "b", "c")):
+        upload(client, name, seed)
+    complete(client, intervention="a")
+    families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    [info] = families["reft:lora_requests_info"].samples
+    assert info.labels == {"max_lora": "2", "running_lora_adapters": "a,c", "waiting_lora_adapters": ""}
+    assert abs(info.value - time.time()) < 60
+    resident = {
+        sample.labels["intervention"]: sample.value for sample in families["reft:intervention_resident"].samples
+    }
+    assert resident == {"a": 1, "c": 1, "other": 1}
+    client.delete("/v1/interventions/a")
+    assert 'running_lora_adapters="c,b"' in client.get("/metrics").text
+
+
+def test_metrics_drop_the_series_of_interventions_that_lost_their_place() -> None:
+    metrics = Metrics(EngineStats, PoolStats, max_intervention_labels=1)
+    metrics.count_intervention("early")
+    for _ in range(4096):
+        metrics.count_intervention("busy")
+    text = metrics.render().decode()
+    assert 'intervention="early"' not in text
+    assert 'intervention="busy",tenant="default"} 2.0' in text  # from the answer on that ranked it
+
+
+def test_metrics_say_that_a_server_drains(client: TestClient) -> None:
+    client.app.state.context.lifecycle.drain()  # type: ignore[attr-defined]
+    assert samples(client)["reft:ready", ()] == 0
