@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .intervention_store import InterventionStore, StoreQuota
+from .intervention_store import InterventionStore
 from .names import Reference, check_name, check_version, parse_reference
+from .quota import StoreQuota
 from .reconcile import RebuildReport
 from .records import StoredVersion
 

@@ -7,7 +7,6 @@ import logging
 import shutil
 import time
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -16,7 +15,6 @@ from ..errors import (
     InterventionConflictError,
     InterventionError,
     InterventionNotFoundError,
-    InterventionQuotaError,
     StoreError,
 )
 from ..file_format import FileLimits, load
@@ -25,6 +23,7 @@ from . import durable
 from .index import IndexDamagedError, IndexTransaction, StoreIndex
 from .layout import StoreLayout
 from .names import check_name, check_version
+from .quota import StoreQuota
 from .reconcile import RebuildReport, rebuild, sync_all, sync_name
 from .records import StoredVersion, to_record
 
@@ -32,29 +31,6 @@ logger = logging.getLogger(__name__)
 
 STALE_TEMPORARY_S = 3600.0
 """A temporary file that nothing has written to for this long belongs to nobody, not even to another live server."""
-
-
-@dataclass(frozen=True)
-class StoreQuota:
-    """What a namespace may hold; None = no limit.
-
-    Args:
-        max_names: names with a living version.
-        max_bytes: living versions together, each counted in full.
-    """
-
-    max_names: int | None = None
-    max_bytes: int | None = None
-
-    def check(self, num_names: int, num_bytes: int) -> None:
-        """Raises `InterventionQuotaError` where there would be more."""
-        if self.max_names is not None and num_names > self.max_names:
-            raise InterventionQuotaError(f"at most {self.max_names} sets may be stored; delete some", param="name")
-        if self.max_bytes is not None and num_bytes > self.max_bytes:
-            raise InterventionQuotaError(
-                f"all sets together may have {self.max_bytes} bytes, and would have {num_bytes}; delete some",
-                param="file",
-            )
 
 
 class InterventionStore:

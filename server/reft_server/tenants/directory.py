@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,18 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, create_engine, delete, event, insert, select, update
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from reft_interventions.errors import InvalidInterventionNameError, StoreError
-from reft_interventions.store import check_name, durable
+from reft_interventions.store import check_name
 from reft_server.errors import ApiKeyNotFoundError, InvalidRequestError, TenantExistsError, TenantNotFoundError
 
+from .database import database_errors, make_tables, memory_engine, sqlite_engine
 from .keys import NewKey, new_key
 from .model import SHARED, SHARED_NAME, ApiKey, Scope, Tenant, TenantLimits, wire_name
-from .schema import API_KEYS, GRANTS, METADATA, REVISION, TENANTS
+from .schema import API_KEYS, GRANTS, REVISION, TENANTS
 from .snapshot import EMPTY, Snapshot, read_snapshot
 
 logger = logging.getLogger(__name__)
@@ -56,16 +53,12 @@ class TenantDirectory:
     @classmethod
     def of_store(cls, store_dir: Path, defaults: TenantLimits | None = None) -> TenantDirectory:
         """In an SQLite file in the store's folder, which only its owner may read."""
-        engine = create_engine(f"sqlite:///{store_dir / _FILE_NAME}", connect_args={"timeout": 10.0})
-        event.listen(engine, "connect", _use_write_ahead_log)
-        return cls(engine, defaults)
+        return cls(sqlite_engine(store_dir / _FILE_NAME), defaults)
 
     @classmethod
     def in_memory(cls, defaults: TenantLimits | None = None) -> TenantDirectory:
         """Gone with the process."""
-        return cls(
-            create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}), defaults
-        )
+        return cls(memory_engine(), defaults)
 
     def open(self) -> None:
         """Make the tables that are missing, and read them; calling twice is fine.
@@ -75,11 +68,7 @@ class TenantDirectory:
         """
         if self._is_open:
             return
-        with _store_errors():
-            _make_folder(self._engine.url)
-            with self._engine.begin() as connection:
-                METADATA.create_all(connection)
-                _insert_once(connection)
+        make_tables(self._engine)
         self._is_open = True
         self.refresh()
 
@@ -94,7 +83,7 @@ class TenantDirectory:
         Raises:
             StoreError: the database can't be read.
         """
-        with self._lock, _store_errors(), self._engine.connect() as connection:
+        with self._lock, database_errors(), self._engine.connect() as connection:
             revision = connection.execute(select(REVISION.c.revision)).scalar_one()
             if revision == self.snapshot.revision:
                 return False
@@ -239,7 +228,7 @@ class TenantDirectory:
         """A transaction that others will notice; afterwards the snapshot has it."""
         self.open()
         with self._lock:
-            with _store_errors(), self._engine.begin() as connection:
+            with database_errors(), self._engine.begin() as connection:
                 connection.execute(update(REVISION).values(revision=REVISION.c.revision + 1))
                 yield connection
             self.refresh()
@@ -283,14 +272,6 @@ def _insert_key(
     )
 
 
-def _insert_once(connection: Connection) -> None:
-    """The rows that every database has; another process may be at it too."""
-    for table, values in ((TENANTS, {"name": SHARED, "created_at": time.time()}), (REVISION, {"id": 1, "revision": 1})):
-        key = next(iter(table.primary_key.columns))
-        if connection.execute(select(key).where(key == values[key.name])).first() is None:
-            connection.execute(insert(table).values(values))
-
-
 def _is_grant(owner: str, name: str, reader: str | None) -> sqlalchemy.ColumnElement[bool]:
     found = (GRANTS.c.owner == owner) & (GRANTS.c.name == name)
     return found if reader is None else found & (GRANTS.c.reader == reader)
@@ -302,27 +283,3 @@ def _no_tenant(name: str) -> TenantNotFoundError:
 
 def _no_key(key_id: str) -> ApiKeyNotFoundError:
     return ApiKeyNotFoundError(f"There is no living key {key_id[:64]!r}", param="key_id")
-
-
-def _make_folder(url: sqlalchemy.URL) -> None:
-    if url.get_backend_name() == "sqlite" and url.database:
-        durable.make_folder(Path(url.database).parent)
-        with contextlib.suppress(FileExistsError):  # private from its first byte
-            os.close(os.open(url.database, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-
-
-def _use_write_ahead_log(connection: DBAPIConnection, _record: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except (SQLAlchemyError, OSError) as error:
-        raise StoreError(f"the tenants' database can't be used: {type(error).__name__}") from error
