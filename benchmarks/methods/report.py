@@ -28,7 +28,6 @@ from benchmarks.methods.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "docs/interventions.md", ROOT / "README.md")
-REPORTED = tuple(method for method in COMPARED if not method.endswith("-rows"))
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -69,13 +68,14 @@ def main() -> None:
 
 def _main_table(records: Records) -> str:
     header = ["", "Trained", "File", "Training", *TASKS, "Serving, in our server", "Serving, in `generate`"]
-    return _table(header, [_main_row(records, method) for method in REPORTED])
+    return _table(header, [_main_row(records, method) for method in COMPARED])
 
 
 def _main_row(records: Records, method: str) -> list[str]:
-    accuracies = [_percent(_accuracies(records, task, method, _num_examples(method))) for task in TASKS]
     if method == "base":
+        accuracies = [f"{100 * _accuracies(records, task, method, 0)[0]:.1f}" for task in TASKS]
         return [COMPARED[method].title, "0", "", "", *accuracies, "1", "1"]
+    accuracies = [_percent(_accuracies(records, task, method, NUM_EXAMPLES)) for task in TASKS]
     runs = _runs(records, SEARCH_TASK, method, NUM_EXAMPLES)
     return [
         COMPARED[method].title,
@@ -92,15 +92,14 @@ def _main_row(records: Records, method: str) -> list[str]:
 
 def _readme_table(records: Records) -> str:
     rows = []
-    for method in ("base", "loreft-l1", "loreft-f3l3", "direft-f3l3", "lora-r8"):
+    for method in ("base", "loreft-l1", "loreft-f3l3", "direft-f3l3", "lora-r8", "prefix-10-rows"):
         row = _main_row(records, method)
         rows.append([*row[:2], *row[4:7]])
     return _table(["", "Trained", *TASKS], rows)
 
 
-def _conditions(records: Records) -> str:
+def _conditions(_: Records) -> str:
     server, generate = read_result("methods-serving"), read_result("methods-generate")
-    rates = [(COMPARED[m].title, chosen_rate(list(map(dict, records)), m)) for m in REPORTED if m != "base"]
     sizes = [
         f"{result['job']['num_requests']} requests of {result['job']['num_prompt_tokens']} + "
         f"{result['job']['num_new_tokens']} tokens, {result['rounds']} rounds, {result['base_s']['median']:.1f} s"
@@ -112,9 +111,9 @@ def _conditions(records: Records) -> str:
         f"accuracy in percent. Training is CPU time on {SEARCH_TASK} (one thread, bfloat16 products, other work beside "
         f"it; median of the seeds). Serving is the time of a job over the same job on the base model, median and range "
         f"of rounds that take turns: in our server ({sizes[0]} on the base), and in transformers' `generate` "
-        f"({sizes[1]}) with the adapter unmerged and our `attach`. {machine['num_cores']} cores of an "
-        f"{machine['cpu']}, torch {machine['torch']}, transformers {machine['transformers']}. Learning rates, chosen "
-        f"on 100 other rows of {SEARCH_TASK}: " + ", ".join(f"{title} {rate:g}" for title, rate in rates) + "."
+        f"({sizes[1]}) with PEFT's adapter unmerged and our `attach`. "
+        f"{machine['num_cores']} cores of an {machine['cpu']}, torch {machine['torch']}, transformers "
+        f"{machine['transformers']}."
     )
 
 
@@ -145,6 +144,17 @@ def _ranks_table(records: Records) -> str:
     )
 
 
+def _rates_table(records: Records) -> str:
+    rows = []
+    for name, method in COMPARED.items():
+        if method.rates:
+            tried = {r["lr"]: r["accuracy"] for r in records if (r["split"], r["method"]) == ("dev", name)}
+            cells = {rate: f"{100 * tried[rate]:.0f} ({rate:g})" for rate in method.rates}
+            chosen = chosen_rate(records, name)
+            rows.append([method.title, *(f"**{cell}**" if rate == chosen else cell for rate, cell in cells.items())])
+    return _table(["", "Lowest rate", "Middle", "Highest"], rows)
+
+
 _SECTIONS: Mapping[str, Callable[[Records], str]] = MappingProxyType(
     {
         "main": _main_table,
@@ -153,12 +163,9 @@ _SECTIONS: Mapping[str, Callable[[Records], str]] = MappingProxyType(
         "curve": _curve_table,
         "places": _places_table,
         "ranks": _ranks_table,
+        "rates": _rates_table,
     }
 )
-
-
-def _num_examples(method: str) -> int:
-    return 0 if method == "base" else NUM_EXAMPLES
 
 
 def _runs(records: Records, task: str, method: str, num_examples: int) -> list[Mapping[str, Any]]:
@@ -175,31 +182,23 @@ def _runs(records: Records, task: str, method: str, num_examples: int) -> list[M
 
 
 def _accuracies(records: Records, task: str, method: str, num_examples: int) -> list[float]:
-    """Of every seed; the base model has one.
-
-    Raises:
-        ValueError: a seed is missing.
-    """
-    accuracies = [float(run["accuracy"]) for run in _runs(records, task, method, num_examples)]
-    if len(accuracies) != (1 if method == "base" else len(SEEDS)):
-        raise ValueError(f"{method} on {task} with {num_examples} rows has {len(accuracies)} of {len(SEEDS)} seeds")
-    return accuracies
+    """One of every seed that has run."""
+    return [float(run["accuracy"]) for run in _runs(records, task, method, num_examples)]
 
 
 def _cell(records: Records, method: str) -> str:
     (run,) = _runs(records, SEARCH_TASK, method, NUM_EXAMPLES)
-    return _percent([float(run["accuracy"])])
+    return f"{100 * run['accuracy']:.1f}"
 
 
 def _mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    return mean(values), stdev(values)
+    return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def _percent(accuracies: Sequence[float]) -> str:
-    if len(accuracies) == 1:
-        return f"{accuracies[0]:.1%}".removesuffix("%")
     average, deviation = _mean_and_sd(accuracies)
-    return f"{100 * average:.1f} ± {100 * deviation:.1f}"
+    missing = "" if len(accuracies) == len(SEEDS) else f" (seeds: {len(accuracies)})"
+    return f"{100 * average:.1f} ± {100 * deviation:.1f}{missing}"
 
 
 def _over_base(result: str, method: str) -> str:

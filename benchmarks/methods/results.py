@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ NUM_EXAMPLES = 400
 SEEDS = (0, 1, 2)
 SEARCH_TASK = "word-category"
 """Where learning rates, layers, ranks and positions are compared, and the number of examples."""
-CURVE_METHODS = ("loreft-f3l3", "lora-r8", "loreft-l1", "prefix-10")
+CURVE_METHODS = ("loreft-f3l3", "lora-r8", "loreft-l1", "prefix-10-rows", "prefix-10")
 CURVE_EXAMPLES = (10, 100, 1000)
 
 
@@ -63,7 +63,7 @@ def _curve(methods: Sequence[str], seed: int) -> Iterator[Run]:
         yield from (Run("test", SEARCH_TASK, method, seed, num_examples) for method in methods)
 
 
-def chosen_rate(records: Sequence[dict[str, Any]], method: str) -> float:
+def chosen_rate(records: Sequence[Mapping[str, Any]], method: str) -> float:
     """The learning rate with the best dev accuracy; a tie goes to the lower dev loss.
 
     Raises:
