@@ -162,6 +162,17 @@ class Jobs:
         write_record(self.folder(record.id).record, record)
 
 
+def next_job(waiting: Sequence[JobRecord], num_running: Counter[str], last_starts: Mapping[str, int]) -> JobRecord:
+    """The next to start: of the owner with the fewest running, then of whom none was started for longest, the oldest.
+
+    So a tenant's long queue delays nobody else's first job by more than one job.
+    """
+    return min(
+        waiting,
+        key=lambda job: (num_running[job.owner], last_starts.get(job.owner, 0), job.created_at, job.id),
+    )
+
+
 def _append(path: Path, line: str) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")

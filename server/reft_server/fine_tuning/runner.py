@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from reft_server.errors import ReftError, TrainingMemoryError, TrainingProcessEr
 from reft_server.registry import Registry
 
 from .files import Files
-from .jobs import JobFolder, Jobs
+from .jobs import JobFolder, Jobs, next_job
 from .process import TrainingProcess
 from .progress import ProgressReader, has_finished, results_of
 from .records import JobRecord, mend_lines
@@ -55,6 +56,7 @@ class TrainingBase:
 class _Run:
     """A job that runs now. `stop` is set to end it early, for `reason`."""
 
+    owner: str
     progress: ProgressReader
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reason: Literal["cancel", "close"] = "close"
@@ -79,7 +81,7 @@ class _FailedError(Exception):
 
 
 class Runner:
-    """Starts jobs in the order of their creation, so many at a time; used from one event loop."""
+    """Starts jobs owner by owner, each owner's in the order of their creation; used from one event loop."""
 
     def __init__(
         self, settings: FineTuningSettings, base: TrainingBase, files: Files, jobs: Jobs, registry: Registry
@@ -90,15 +92,20 @@ class Runner:
         self._jobs = jobs
         self._registry = registry
         self._runs: dict[str, _Run] = {}
+        self._last_starts: dict[str, int] = {}  # owner -> number of its latest start
+        self._num_starts = 0
         self._is_closing = False
 
     def dispatch(self) -> None:
         """Start what waits, as far as there is room."""
         waiting = [record for record in self._jobs.all() if record.status == "queued" and record.id not in self._runs]
         while waiting and len(self._runs) < self._settings.max_running and not self._is_closing:
-            record = waiting.pop()
+            record = next_job(waiting, Counter(run.owner for run in self._runs.values()), self._last_starts)
+            waiting.remove(record)
+            self._num_starts += 1
+            self._last_starts[record.owner] = self._num_starts
             path = self._jobs.folder(record.id).progress
-            run = _Run(ProgressReader(path, path.stat().st_size if path.is_file() else 0))
+            run = _Run(record.owner, ProgressReader(path, path.stat().st_size if path.is_file() else 0))
             self._runs[record.id] = run
             run.task = asyncio.create_task(self._run(record, run))
 
