@@ -329,6 +329,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: LogFormat = Field("text", description="text, or json = one JSON object per line.")
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="URL that OpenTelemetry traces are sent to by OTLP over HTTP; unset = no traces.",
+    )
     engine: EngineGroup = Field(default_factory=EngineGroup, description="Bounds of the engine.")
     tenant: TenantGroup = Field(default_factory=TenantGroup, description="What each tenant may do.")
     fine_tuning: FineTuningGroup = Field(default_factory=FineTuningGroup, description="Training over the API.")

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .tracing import RequestTrace
 
 DEFAULT_TENANT = "default"
 """Whom requests belong to where nothing tells tenants apart."""
@@ -20,12 +24,14 @@ class RequestContext:
     Args:
         request_id: the `x-request-id` of the response.
         tenant: the seam between authentication and everything that labels by tenant: who authenticates writes it here.
+        trace: its span, where traces are on.
         fields: what the line at the request's end says besides; counts, codes and hashes only.
     """
 
     request_id: str
     tenant: str = DEFAULT_TENANT
     fields: dict[str, str | int | float] = field(default_factory=dict)
+    trace: RequestTrace | None = None
 
 
 def current_request() -> RequestContext | None:

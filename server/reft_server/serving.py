@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import uvicorn
@@ -41,6 +41,9 @@ from reft_server.fine_tuning.service import FineTuning
 from reft_server.logging_setup import handle_loop_exception
 from reft_server.registry import Registry
 from reft_server.tenants import TenantDirectory
+
+if TYPE_CHECKING:
+    from reft_server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +109,35 @@ def build_app(settings: Settings, directory: TenantDirectory | None = None, *, m
     )
     tuning = _fine_tuning(base, info, settings, registry)
     app = create_app(
-        engine, base.tokenizer, registry, settings.to_api_settings(), tuning, directory, may_be_open=may_be_open
+        engine,
+        base.tokenizer,
+        registry,
+        settings.to_api_settings(),
+        tuning,
+        directory,
+        may_be_open=may_be_open,
+        tracing=_tracing(settings),
     )
     if settings.preload_dir is not None:
         app.router.lifespan_context = _preloading(app.router.lifespan_context, registry, settings.preload_dir)
     return app
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    """None where no endpoint is set.
+
+    Raises:
+        ConfigurationError: one is set, and OpenTelemetry is not installed.
+    """
+    if settings.otlp_traces_endpoint is None:
+        return None
+    try:
+        from reft_server.tracing import Tracing, otlp_provider
+    except ImportError as error:
+        raise ConfigurationError(
+            "--otlp-traces-endpoint needs OpenTelemetry: pip install 'reft-serve[otel]'.", param="otlp_traces_endpoint"
+        ) from error
+    return Tracing(otlp_provider(settings.otlp_traces_endpoint))
 
 
 def _fine_tuning(base: BaseModel, info: ModelInfo, settings: Settings, registry: Registry) -> FineTuning | None:

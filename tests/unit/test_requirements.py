@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DISTRIBUTIONS = {"prometheus_client": "prometheus-client", "pydantic_settings": "pydantic-settings"}
+DISTRIBUTIONS = {
+    "opentelemetry": "opentelemetry-sdk",
+    "prometheus_client": "prometheus-client",
+    "pydantic_settings": "pydantic-settings",
+}
 SOURCES = {
     "client": ("client/reft_client", []),
     "train": ("interventions/reft_interventions", ["train"]),
@@ -20,7 +24,7 @@ SOURCES = {
 }
 # Needed by transformers to read the default model's GGUF file and chat template; imported by name nowhere in ours.
 INDIRECT = {"server": {"gguf", "accelerate", "jinja2"}, "train": {"jinja2"}, "client": set()}
-OPTIONAL = {"peft": "lora"}  # imported where it is used, and by an extra of its own
+OPTIONAL = {"peft": "lora", "opentelemetry-sdk": "otel"}  # imported where it is used, and by an extra of its own
 BROUGHT_ALONG = {"starlette", "pydantic_core", "tokenizers", "anyio"}  # by fastapi, pydantic and transformers
 
 

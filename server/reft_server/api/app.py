@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,9 @@ from .routes import admin, chat, completions, files, fine_tuning, interventions,
 from .settings import ApiSettings
 from .tokenization import Tokenization
 
+if TYPE_CHECKING:
+    from reft_server.tracing import Tracing
+
 _DESCRIPTION = """
 OpenAI-compatible inference over one frozen base model. Every request may name ReFT interventions, which edit the
 model's hidden states for this request alone; different ones share a batch. Errors are
@@ -47,12 +51,14 @@ def create_app(
     directory: TenantDirectory | None = None,
     *,
     may_be_open: bool = True,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Build the app. Its lifespan starts the engine and the jobs, and at the end stops them and closes the registry.
 
     Args:
         tuning: None = the routes of fine-tuning say that they are switched off.
         directory: of tenants and keys; None = an empty one.
+        tracing: makes a span of every request; None = no traces.
         may_be_open: while there are no keys, everybody is the operator; otherwise nobody is let in.
     """
     directory = directory or TenantDirectory.in_memory()
@@ -100,7 +106,9 @@ def create_app(
         authenticator=Authenticator(directory, may_be_open=may_be_open),
         meters=context.meters,
         upload_limits=upload_limits,
+        tracing=tracing,
     )
+    app.state.tracing = tracing
     install_handlers(app)
     for module in (completions, chat, models, interventions, files, fine_tuning, tokenize, admin, operations):
         app.include_router(module.router)
@@ -121,6 +129,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         if context.tuning is not None:
             await context.tuning.close()
         await context.engine.stop()
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)
         context.grammars.close()
         await context.registry.close()
         watcher.cancel()

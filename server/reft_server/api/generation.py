@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from reft_client.types import Timing
 from reft_server.engine.types import GenerationRequest, TokenOutput, TokenStream
 from reft_server.errors import EngineDeadError, RequestTimeoutError
-from reft_server.request_context import note
+from reft_server.request_context import current_request, note
 from reft_server.tenants import SHARED
 from reft_server.tenants.model import label_of
 
@@ -119,6 +119,7 @@ class Choice:
                 if finish_reason is not None:
                     self._metrics.count_success(finish_reason)
                     self._metrics.end_to_end_latency.observe(time.monotonic() - self._started_at)
+                    self._trace()
                 yield delta
         finally:
             self._stream.cancel()
@@ -166,6 +167,18 @@ class Choice:
             num_cached_tokens=sum(output.num_cached_tokens for output in outputs),
             timing=None if finish_reason is None else self._timing(),
         )
+
+    def _trace(self) -> None:
+        request = current_request()
+        if request is not None and request.trace is not None:
+            timing = self._timing()
+            request.trace.add_choice(
+                self._index,
+                queue_s=timing.queue_s,
+                time_to_first_token_s=timing.time_to_first_token_s,
+                total_s=timing.total_s,
+                num_tokens=self.num_tokens,
+            )
 
     def _timing(self) -> Timing:
         total_s = time.monotonic() - self._started_at

@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -31,6 +32,9 @@ from .context import count_error
 from .errors_table import error_response
 from .lifecycle import PROBE_PATHS, Lifecycle
 from .settings import ApiSettings
+
+if TYPE_CHECKING:
+    from reft_server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +64,11 @@ class RequestMiddleware:
         authenticator: Authenticator,
         meters: Meters,
         upload_limits: Mapping[str, int],
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
+        self._tracing = tracing
         self._authenticator = authenticator
         self._meters = meters
         self._settings = settings
@@ -76,10 +82,20 @@ class RequestMiddleware:
             return
         sent = _RequestIdHeaders(scope, send)
         with serving(sent.request_id) as request:
-            try:
-                await self._answered(scope, receive, sent)
-            finally:
-                _log_end(request, scope, sent)
+            if self._tracing is None or scope["path"] in PROBE_PATHS:
+                await self._logged(request, scope, receive, sent)
+                return
+            with self._tracing.request(_method(scope), Headers(scope=scope)) as request.trace:
+                await self._logged(request, scope, receive, sent)
+
+    async def _logged(self, request: RequestContext, scope: Scope, receive: Receive, sent: _RequestIdHeaders) -> None:
+        try:
+            await self._answered(scope, receive, sent)
+        finally:
+            _log_end(request, scope, sent)
+            if request.trace is not None:
+                fields = {**request.fields, "request_id": request.request_id, "tenant": request.tenant}
+                request.trace.end(_method(scope), _route(scope), sent.status, fields)
 
     async def _answered(self, scope: Scope, receive: Receive, sent: _RequestIdHeaders) -> None:
         """Pass the request on, and answer it if nobody else has."""
@@ -132,12 +148,21 @@ class RequestMiddleware:
         return caller
 
 
+def _method(scope: Scope) -> str:
+    """The request's method, unless it is one that a client made up."""
+    return scope["method"] if scope["method"] in _METHODS else "other"
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of the path; `none` where no route took it."""
+    return getattr(scope.get("route"), "path", "none")
+
+
 def _log_end(request: RequestContext, scope: Scope, sent: _RequestIdHeaders) -> None:
     """One line per request, at debug for probes. The route is the path's pattern: a path holds names of clients."""
     level = logging.DEBUG if scope["path"] in PROBE_PATHS else logging.INFO
     if logger.isEnabledFor(level):
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        fields = {"method": method, "route": getattr(scope.get("route"), "path", "none"), "status": sent.status}
+        fields: dict[str, str | int | float] = {"method": _method(scope), "route": _route(scope), "status": sent.status}
         fields |= {"duration_ms": round(sent.duration_s * 1000, 1)} | request.fields
         logger.log(level, "request_ended", extra={"fields": fields})
 

@@ -20,6 +20,7 @@ from reft_server.engine.pool import InterventionPool
 from reft_server.fine_tuning.service import FineTuning
 from reft_server.registry import Registry
 from reft_server.tenants import TenantDirectory
+from reft_server.tracing import Tracing
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizers import byte_level_tokenizer
 from tests.intervention_sets import BASE
@@ -63,13 +64,16 @@ def make_client(engine: FakeEngine, tokenizer: PreTrainedTokenizerFast, store_fo
             directory: TenantDirectory | None = None,
             may_be_open: bool = True,
             make_tuning: Callable[[Registry], FineTuning] | None = None,
+            tracing: Tracing | None = None,
             **settings: object,
         ) -> TestClient:
             store, pool = InterventionStore(store_folder), InterventionPool(1 << 20)
             registry = Registry(store, pool, engine, BASE, FileLimits(), directory=directory)
             chosen = replace(ApiSettings(), **settings)
             tuning = None if make_tuning is None else make_tuning(registry)
-            app = create_app(engine, tokenizer, registry, chosen, tuning, directory, may_be_open=may_be_open)
+            app = create_app(
+                engine, tokenizer, registry, chosen, tuning, directory, may_be_open=may_be_open, tracing=tracing
+            )
             return stack.enter_context(TestClient(app, raise_server_exceptions=False))
 
         yield make
