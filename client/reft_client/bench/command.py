@@ -34,8 +34,8 @@ def run_bench(args: argparse.Namespace, terminal: Terminal) -> int:
     """Run what the arguments describe.
 
     Returns:
-        0; 1 = nothing was answered, no rate met the objectives, or the verification failed; 130 = interrupted (what
-        was over is reported).
+        0; 1 = nothing was answered, no rate met the objectives, or an answer that was to be verified is wrong or
+        missing; 130 = interrupted (what was over is reported).
     """
     job, plan = prepare(options_from(args), terminal)
     with LiveView(terminal.stderr, is_quiet=args.quiet) as view:
@@ -65,7 +65,7 @@ def run_compare(args: argparse.Namespace, terminal: Terminal) -> int:
 def exit_code(document: dict[str, Any]) -> int:
     """What the process ends with."""
     verification, summary = document["verification"], document["summary"]
-    if verification is not None and verification["num_mismatches"]:
+    if verification is not None and (verification["num_mismatches"] or summary["num_failed"]):
         return EXIT_FAILED
     if document["is_interrupted"]:
         return EXIT_INTERRUPTED

@@ -117,8 +117,10 @@ class Plan:
         num_tokens = num_tokens or self._options.prompt_tokens.sample_count(rng)
         if self._options.token_ids is not None:
             return (*(shared or ()), *rng.choices(range(*self._options.token_ids), k=num_tokens))
-        if shared is not None:  # the extra tokens are counted with the shared part
-            return f"{shared} {self._vocabulary.more(num_tokens, rng)}"
+        if shared is not None and self._options.shared_prefix is not None:
+            # The extra tokens are counted with the shared part, as far as they fit.
+            num_over = max(0, self._vocabulary.num_extra_tokens + 1 - self._options.shared_prefix[0])
+            return f"{shared} {self._vocabulary.more(max(1, num_tokens - num_over), rng)}"
         return self._vocabulary.text(num_tokens, rng)
 
     def _shared_prefixes(self) -> tuple[Prompt, ...]:

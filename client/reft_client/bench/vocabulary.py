@@ -80,7 +80,7 @@ class ServerTokenizer:
                 tokens = response.json()["tokens"] if response.status_code == 200 else None
             except (httpx.HTTPError, ValueError, KeyError, TypeError):
                 return None
-            if isinstance(tokens, list):
+            if isinstance(tokens, list) and tokens:  # llama.cpp finds no text, and so no tokens, under vLLM's name
                 return len(tokens)
         return None
 

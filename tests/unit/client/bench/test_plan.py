@@ -63,6 +63,12 @@ def test_plan_shares_prefixes_between_groups() -> None:
     assert len({tuple(words) for words in prompts}) == 60
 
 
+def test_plan_prefix_shorter_than_the_template_keeps_the_length() -> None:
+    lengths = options(shared_prefix=(8, 1), prompt_tokens=Distribution.parse("40"))
+    prompt = str(Plan(lengths, Vocabulary(num_extra_tokens=30, is_exact=True)).session(0).turns[0].prompt)
+    assert len(prompt.split()) + 30 == 48
+
+
 def test_plan_draws_from_a_pool() -> None:
     assert len({item.turns for item in sessions(200, distinct_prompts=7)}) == 7
 

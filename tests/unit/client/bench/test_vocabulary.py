@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 
+import httpx
 import pytest
 
-from reft_client.bench.vocabulary import WORDS, Vocabulary, calibrate
+from reft_client.bench.vocabulary import WORDS, ServerTokenizer, Vocabulary, calibrate
+from reft_client.connection import Connection
 
 
 class Tokenizer:
@@ -50,3 +53,28 @@ def test_calibration_with_a_tokenizer_of_bytes_is_a_guess() -> None:
 
 def test_words_are_distinct() -> None:
     assert len(set(WORDS)) == len(WORDS) > 300
+
+
+@pytest.mark.parametrize(
+    ("field", "endpoint"), [("prompt", "completions"), ("content", "completions"), ("messages", "chat")]
+)
+def test_tokenizer_speaks_the_servers_dialect(field: str, endpoint: str) -> None:
+    """llama.cpp's server finds no text in vLLM's request and counts nothing."""
+
+    def tokenize(request: httpx.Request) -> httpx.Response:
+        text = json.loads(request.content).get(field, "")
+        words = text if isinstance(text, str) else text[0]["content"]
+        return httpx.Response(200, json={"tokens": words.split()})
+
+    connection = Connection.resolve("http://x", None, 1.0)
+    with ServerTokenizer(connection, endpoint, None, httpx.MockTransport(tokenize)) as tokenizer:
+        assert tokenizer.count("three small words") == 3
+
+
+@pytest.mark.parametrize(
+    "answer", [httpx.Response(404), httpx.Response(200, json={"detail": "no"}), httpx.Response(200)]
+)
+def test_tokenizer_of_a_server_without_one_counts_nothing(answer: httpx.Response) -> None:
+    connection = Connection.resolve("http://x", None, 1.0)
+    with ServerTokenizer(connection, "completions", None, httpx.MockTransport(lambda _: answer)) as tokenizer:
+        assert tokenizer.count("three small words") is None
