@@ -1,4 +1,4 @@
-"""docs/fine-tuning.md quotes what was measured."""
+"""docs/training.md and docs/fine-tuning.md quote what was measured."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from pathlib import Path
 from benchmarks.figures import read_result
 
 DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_training_page_quotes_the_measured_steps() -> None:
+    page = (DOCS / "training.md").read_text(encoding="utf-8")
+    for series in read_result("training")["series"]:
+        for who, ratio in series["step_over_pyreft"].items():
+            has_cache = "ours_prefix_cache" in series["step_s"]
+            label = "`reft-train`" + (", no prefix cache" if has_cache and who == "ours" else "")
+            seconds, memory = series["step_s"][who]["median"], series["peak_mib"][who]["median"]
+            row = (
+                f"| `{series['positions']}` | {label} | {seconds:.2f} | {ratio['median']:.2f} ({ratio['min']:.2f} to "
+                f"{ratio['max']:.2f}) | {memory:.0f} | {series['peak_over_pyreft'][who]['median']:.2f} |"
+            )
+            assert row in page
+            assert series["peak_over_pyreft"][who]["max"] <= 1
 
 
 def test_fine_tuning_page_quotes_the_measured_wait() -> None:
