@@ -26,6 +26,7 @@ def model_folder(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a dozen processes start one after the other
 def test_suite_runs_every_default_part(model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     main(["--quick", "--model", str(model_folder), "--results", str(tmp_path)])
     summary = capfd.readouterr().out.split("summary", 1)[1]
