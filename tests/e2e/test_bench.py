@@ -37,6 +37,7 @@ def test_bench_verifies_the_real_server(
     assert document["verification"]["num_compared"] == NUM_REQUESTS
     assert document["summary"]["output_tokens"] == 6 * NUM_REQUESTS
     assert document["summary"]["cached_tokens"] > 0
+    assert document["summary"]["queue_s"]["count"] == NUM_REQUESTS
     assert set(document["interventions"]) <= {"(base model)", "bench-shout", "bench-spam"}
     assert len(document["interventions"]) > 1
     assert len(document["tenants"]) == 2

@@ -21,6 +21,7 @@ class AnswerReader:
         gaps_s: seconds between pieces; 0 for pieces that came together.
         num_pieces: pieces of text.
         usage: the counts that the server reported last.
+        timing: reft-serve's `timing` of the answer.
         error: the error object of a stream that failed.
         is_done: `[DONE]` came.
     """
@@ -31,6 +32,7 @@ class AnswerReader:
         self.gaps_s: array[float] = array("d")
         self.num_pieces = 0
         self.usage: dict[str, Any] | None = None
+        self.timing: dict[str, Any] | None = None
         self.error: dict[str, Any] | None = None
         self.finish_reason: str | None = None
         self.answered_by: str | None = None
@@ -76,6 +78,7 @@ class AnswerReader:
             if text:
                 self._note(text, now_s)
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            self.timing = choice.get("timing") or self.timing
 
     def _note(self, text: str, now_s: float) -> None:
         if self.first_s is None:

@@ -149,7 +149,9 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
         help="answers go on to --max-tokens (default: yes for synthetic prompts)",
     )
     group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(default: 0, greedy)")
-    group.add_argument("--usage", action=argparse.BooleanOptionalAction, default=True, help="ask for token counts")
+    group.add_argument(
+        "--usage", action=argparse.BooleanOptionalAction, default=True, help="ask for token counts and times"
+    )
     group.add_argument("--extra-body", type=_read(_json_object), default={}, metavar="JSON", help="more fields to send")
 
 

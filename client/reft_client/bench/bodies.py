@@ -26,7 +26,7 @@ def request_body(options: BenchOptions, session: Session, turn: Turn, history: S
         "stream": True,
     }
     if options.asks_usage:
-        body["stream_options"] = {"include_usage": True}
+        body |= {"stream_options": {"include_usage": True}, "return_timing": True}
     if options.model is not None:
         body["model"] = options.model
     if options.ignore_eos:

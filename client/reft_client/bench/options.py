@@ -32,7 +32,7 @@ class BenchOptions(BaseModel):
         distinct_prompts: draw prompts from a pool of so many.
         token_ids: bounds of the ids to send instead of a text: exact without a tokenizer.
         via: the field that names the intervention.
-        asks_usage: `stream_options.include_usage`; some servers don't know it.
+        asks_usage: `stream_options.include_usage` and `return_timing`; some servers refuse what they don't know.
         extra_body: further fields of every request.
     """
 

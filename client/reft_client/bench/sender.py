@@ -71,7 +71,7 @@ class Sender:
             async with self._client.stream("POST", self._path, content=content) as response:
                 if response.status_code == 200:
                     await self._read(response, reader)
-                    record.queue_s = _queue_s(response.headers, reader.usage)
+                    record.queue_s = _queue_s(response.headers, reader)
                 else:
                     _note_refusal(record, response.status_code, await response.aread())
         except httpx.ConnectError as error:
@@ -130,13 +130,15 @@ def _note_error(record: RequestRecord, name: str, error: Exception) -> None:
     record.error_message = (str(error) or type(error).__name__)[:MAX_MESSAGE]
 
 
-def _queue_s(headers: httpx.Headers, usage: Mapping[str, Any] | None) -> float | None:
-    """Seconds in the server's queue: `x-queue-time` in ms (TGI's and LoRAX's), or `usage.queue_time` in s (Groq's)."""
+def _queue_s(headers: httpx.Headers, reader: AnswerReader) -> float | None:
+    """Seconds in the server's queue: our `timing`, `x-queue-time` in ms (TGI, LoRAX), or `usage.queue_time` (Groq)."""
     try:
-        if "x-queue-time" in headers:
+        if reader.timing is not None:
+            seconds = float(reader.timing["queue_s"])
+        elif "x-queue-time" in headers:
             seconds = float(headers["x-queue-time"]) / 1e3
         else:
-            seconds = float((usage or {})["queue_time"])
+            seconds = float((reader.usage or {})["queue_time"])
     except (KeyError, TypeError, ValueError):
         return None
     return seconds if math.isfinite(seconds) and seconds >= 0 else None

@@ -114,6 +114,7 @@ def test_body_names_what_the_session_wants() -> None:
         "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        "return_timing": True,
         "ignore_eos": True,
         "intervention": "haiku",
         "user": "tenant-1",
