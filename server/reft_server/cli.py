@@ -90,8 +90,8 @@ def _serve(settings: Settings) -> int:
     # Bound before the model is loaded: a port in use shows at once, and nobody takes it meanwhile.
     with _bind(settings) as listener, closing(_directory(settings)) as directory:
         directory.open()
-        may_be_open = check_exposure(listener, settings, directory)
-        return run(build_app(settings, directory, may_be_open=may_be_open), settings, listener)
+        open_to = check_exposure(listener, settings, directory)
+        return run(build_app(settings, directory, open_to=open_to), settings, listener)
 
 
 def _directory(settings: Settings) -> TenantDirectory:

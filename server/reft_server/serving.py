@@ -25,6 +25,7 @@ from reft_interventions import BaseModelSpec
 from reft_interventions.file_format import FileLimits
 from reft_interventions.store import InterventionStore
 from reft_server.api.app import create_app
+from reft_server.api.authentication import OpenTo
 from reft_server.api.context import ApiContext
 from reft_server.api.lifecycle import Lifecycle
 from reft_server.base_model import BaseModel, load_base_model
@@ -53,30 +54,35 @@ _STOP_MARGIN_S = 10
 """Time after the requests' own that the whole shutdown gets; then the process ends without it."""
 
 
-def check_exposure(listener: socket.socket, settings: Settings, directory: TenantDirectory) -> bool:
-    """Whether everybody may use the server while it has no API key: on this machine's own addresses.
+def check_exposure(listener: socket.socket, settings: Settings, directory: TenantDirectory) -> OpenTo:
+    """Who may use the server while it has no API key.
 
     Raises:
         ConfigurationError: it has none, others reach the address, and nobody said `--insecure`.
     """
-    may_be_open = settings.insecure or _is_loopback(listener)
-    if not may_be_open and not directory.snapshot.keys:
+    if settings.insecure:
+        return "everybody"
+    if _is_loopback(listener):
+        return "local"
+    if not directory.snapshot.keys:
         raise ConfigurationError(
             f"Without API keys everybody who reaches {settings.host} could use this server. Make a key with "
             f"`reft-serve keys create --store-dir {settings.store_dir}`, or keep to 127.0.0.1, or say --insecure.",
             param="host",
         )
-    return may_be_open
+    return "nobody"
 
 
 def _is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def build_app(settings: Settings, directory: TenantDirectory | None = None, *, may_be_open: bool = True) -> FastAPI:
+def build_app(
+    settings: Settings, directory: TenantDirectory | None = None, *, open_to: OpenTo = "everybody"
+) -> FastAPI:
     """Load the model, and join engine, store, registry and API. Nothing runs before the app's lifespan starts.
 
-    `directory`, None for no keys, is closed with the app. `may_be_open`: see `check_exposure`.
+    `directory`, None for no keys, is closed with the app. `open_to`: see `check_exposure`.
 
     Raises:
         ModelUnavailableError, UnsupportedModelError: see `load_base_model` and `build_engine`.
@@ -115,7 +121,7 @@ def build_app(settings: Settings, directory: TenantDirectory | None = None, *, m
         settings.to_api_settings(),
         tuning,
         directory,
-        may_be_open=may_be_open,
+        open_to=open_to,
         tracing=_tracing(settings),
     )
     if settings.preload_dir is not None:

@@ -173,3 +173,19 @@ def test_hostile_uploads_are_refused_and_nothing_is_stored(
     assert server.stored_files() == files_before
     assert http.get("/v1/interventions").json() == listed_before
     assert http.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "https://evil.example"}])
+def test_other_sites_pages_can_neither_generate_nor_upload(
+    server: Server, http: httpx.Client, make_file: MakeFile, headers: dict[str, str]
+) -> None:
+    """What a browser on this machine sends for a page of another site; a text/plain body needs no preflight."""
+    files_before = server.stored_files()
+    plain = headers | {"content-type": "text/plain"}
+    responses = [
+        http.post("/v1/completions", content=json.dumps(BODY | {"prompt": "hi"}), headers=plain),
+        http.post("/v1/interventions", params={"name": "planted"}, content=make_file(1), headers=plain),
+        http.get("/v1/interventions", headers=headers),
+    ]
+    assert [response.status_code for response in responses] == [403] * 3
+    assert server.stored_files() == files_before

@@ -22,7 +22,7 @@ from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.meters import Meters
 
-from .authentication import Authenticator
+from .authentication import Authenticator, OpenTo
 from .context import ApiContext
 from .handlers import install_handlers
 from .lifecycle import Lifecycle
@@ -50,7 +50,7 @@ def create_app(
     tuning: FineTuning | None = None,
     directory: TenantDirectory | None = None,
     *,
-    may_be_open: bool = True,
+    open_to: OpenTo = "everybody",
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """Build the app. Its lifespan starts the engine and the jobs, and at the end stops them and closes the registry.
@@ -59,7 +59,7 @@ def create_app(
         tuning: None = the routes of fine-tuning say that they are switched off.
         directory: of tenants and keys; None = an empty one.
         tracing: makes a span of every request; None = no traces.
-        may_be_open: while there are no keys, everybody is the operator; otherwise nobody is let in.
+        open_to: who is the operator while there are no keys.
     """
     directory = directory or TenantDirectory.in_memory()
     lifecycle = Lifecycle()
@@ -103,7 +103,7 @@ def create_app(
         RequestMiddleware,
         settings=settings,
         lifecycle=context.lifecycle,
-        authenticator=Authenticator(directory, may_be_open=may_be_open),
+        authenticator=Authenticator(directory, open_to=open_to),
         meters=context.meters,
         upload_limits=upload_limits,
         tracing=tracing,

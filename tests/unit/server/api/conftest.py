@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from reft_interventions import FileLimits
 from reft_interventions.store import InterventionStore
 from reft_server.api.app import create_app
+from reft_server.api.authentication import OpenTo
 from reft_server.api.settings import ApiSettings
 from reft_server.engine.pool import InterventionPool
 from reft_server.fine_tuning.service import FineTuning
@@ -62,7 +63,7 @@ def make_client(engine: FakeEngine, tokenizer: PreTrainedTokenizerFast, store_fo
         def make(
             tokenizer: PreTrainedTokenizerFast = tokenizer,
             directory: TenantDirectory | None = None,
-            may_be_open: bool = True,
+            open_to: OpenTo = "everybody",
             make_tuning: Callable[[Registry], FineTuning] | None = None,
             tracing: Tracing | None = None,
             **settings: object,
@@ -71,9 +72,7 @@ def make_client(engine: FakeEngine, tokenizer: PreTrainedTokenizerFast, store_fo
             registry = Registry(store, pool, engine, BASE, FileLimits(), directory=directory)
             chosen = replace(ApiSettings(), **settings)
             tuning = None if make_tuning is None else make_tuning(registry)
-            app = create_app(
-                engine, tokenizer, registry, chosen, tuning, directory, may_be_open=may_be_open, tracing=tracing
-            )
+            app = create_app(engine, tokenizer, registry, chosen, tuning, directory, open_to=open_to, tracing=tracing)
             return stack.enter_context(TestClient(app, raise_server_exceptions=False))
 
         yield make

@@ -46,7 +46,39 @@ def test_server_without_keys_administers_none(make_client: MakeClient) -> None:
 
 
 def test_server_that_others_reach_lets_nobody_in_while_it_has_no_keys(make_client: MakeClient) -> None:
-    assert complete(make_client(may_be_open=False), {}).status_code == 401
+    assert complete(make_client(open_to="nobody"), {}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "localhost:8000"}, 200),
+        ({"host": "127.0.0.1"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "localhost", "origin": "http://localhost:3000"}, 200),
+        ({"host": "localhost", "origin": "http://127.0.0.1:8000"}, 200),
+        ({"host": "localhost", "origin": "https://evil.example"}, 403),
+        ({"host": "localhost", "origin": "http://localhost.evil.example"}, 403),
+        ({"host": "localhost", "origin": "null"}, 403),
+        ({"host": "localhost", "origin": ""}, 403),
+        ({"host": "evil.example:8000"}, 403),
+        ({"host": "127.0.0.1.evil.example"}, 403),
+        ({"host": "[127.0.0.1"}, 403),
+        ({"host": "10.0.0.1:8000"}, 403),
+    ],
+)
+def test_local_server_without_keys_refuses_other_sites_pages(
+    headers: dict[str, str], status: int, make_client: MakeClient
+) -> None:
+    response = complete(make_client(open_to="local"), headers)
+    assert response.status_code == status
+    assert status == 200 or "http://127.0.0.1" in response.json()["error"]["message"]
+
+
+def test_key_opens_a_local_server_to_pages(make_client: MakeClient, directory: TenantDirectory) -> None:
+    client = make_client(directory=directory, open_to="local")
+    key = key_for(directory, "acme", "infer")
+    assert complete(client, {"host": "llm.example", "origin": "https://app.example"} | key).status_code == 200
 
 
 def test_first_key_closes_the_server(make_client: MakeClient, directory: TenantDirectory) -> None:
