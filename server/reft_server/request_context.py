@@ -24,12 +24,14 @@ class RequestContext:
     Args:
         request_id: the `x-request-id` of the response.
         tenant: the seam between authentication and everything that labels by tenant: who authenticates writes it here.
+        key_id: of the API key that it came with; None = without one.
         trace: its span, where traces are on.
         fields: what the line at the request's end says besides; counts, codes and hashes only.
     """
 
     request_id: str
     tenant: str = DEFAULT_TENANT
+    key_id: str | None = None
     fields: dict[str, str | int | float] = field(default_factory=dict)
     trace: RequestTrace | None = None
 

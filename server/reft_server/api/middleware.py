@@ -144,7 +144,7 @@ class RequestMiddleware:
         set_caller(scope, caller)
         request = current_request()
         if request is not None and not caller.is_open:
-            request.tenant = wire_name(caller.tenant.name)
+            request.tenant, request.key_id = wire_name(caller.tenant.name), caller.key_id
         return caller
 
 

@@ -19,6 +19,7 @@ from reft_interventions.errors import InvalidInterventionNameError, StoreError
 from reft_interventions.store import check_name
 from reft_server.errors import ApiKeyNotFoundError, InvalidRequestError, TenantExistsError, TenantNotFoundError
 
+from . import audit
 from .database import database_errors, make_tables, memory_engine, sqlite_engine
 from .keys import NewKey, new_key
 from .model import SHARED, SHARED_NAME, ApiKey, Scope, Tenant, TenantLimits, wire_name
@@ -115,7 +116,7 @@ class TenantDirectory:
         check_tenant_name(name)
         tenant = Tenant(name, time.time(), limits or TenantLimits())
         try:
-            with self._change() as connection:
+            with self.change("tenant.create", name, name, **asdict(tenant.limits)) as connection:
                 values = {"name": name, "created_at": tenant.created_at, **asdict(tenant.limits)}
                 connection.execute(insert(TENANTS).values(values))
         except IntegrityError as error:
@@ -129,7 +130,7 @@ class TenantDirectory:
         Raises:
             TenantNotFoundError: there is none with this name.
         """
-        with self._change() as connection:
+        with self.change("tenant.set_limits", name, name, **asdict(limits)) as connection:
             found = connection.execute(update(TENANTS).where(TENANTS.c.name == name).values(asdict(limits)))
             if not found.rowcount:
                 raise _no_tenant(name)
@@ -159,7 +160,8 @@ class TenantDirectory:
         if tenant not in self.snapshot.tenants:
             raise _no_tenant(tenant)
         born = new_key()
-        with self._change() as connection:
+        details = {"scopes": sorted(scopes), "expires_at": expires_at}
+        with self.change("key.create", tenant, born.key_id, **details) as connection:
             _insert_key(connection, born, tenant, frozenset(scopes), description, expires_at)
         logger.info("api_key_created key_id=%s tenant=%s scopes=%s", born.key_id, wire_name(tenant), " ".join(scopes))
         return self.snapshot.keys[born.key_id], born
@@ -176,7 +178,7 @@ class TenantDirectory:
         end = now + overlap_s if old.expires_at is None else min(now + overlap_s, old.expires_at)
         expires_at = None if old.expires_at is None else now + old.expires_at - old.created_at
         born = new_key()
-        with self._change() as connection:
+        with self.change("key.rotate", old.tenant, key_id, new_key_id=born.key_id, ends_at=end) as connection:
             _insert_key(connection, born, old.tenant, old.scopes, old.description, expires_at)
             connection.execute(update(API_KEYS).where(API_KEYS.c.key_id == key_id).values(expires_at=end))
         logger.info("api_key_rotated key_id=%s by=%s overlap_s=%g", key_id, born.key_id, overlap_s)
@@ -190,7 +192,7 @@ class TenantDirectory:
         """
         if (found := self.snapshot.keys.get(key_id)) is None or found.revoked_at is not None:
             raise _no_key(key_id)
-        with self._change() as connection:
+        with self.change("key.revoke", found.tenant, key_id) as connection:
             connection.execute(update(API_KEYS).where(API_KEYS.c.key_id == key_id).values(revoked_at=time.time()))
         logger.info("api_key_revoked key_id=%s", key_id)
         return self.snapshot.keys[key_id]
@@ -202,7 +204,7 @@ class TenantDirectory:
             InvalidRequestError: `reader` can't be a tenant's name.
         """
         check_tenant_name(reader)
-        with self._change() as connection:
+        with self.change("grant.create", owner, name, reader=reader) as connection:
             connection.execute(delete(GRANTS).where(_is_grant(owner, name, reader)))
             values = {"owner": owner, "name": name, "reader": reader, "created_at": time.time()}
             connection.execute(insert(GRANTS).values(values))
@@ -213,7 +215,7 @@ class TenantDirectory:
         readers = self.snapshot.readers.get((owner, name), frozenset())
         if not (readers if reader is None else readers & {reader}):
             return
-        with self._change() as connection:
+        with self.change("grant.delete", owner, name, reader=reader) as connection:
             connection.execute(delete(GRANTS).where(_is_grant(owner, name, reader)))
         logger.info("grant_withdrawn owner=%s name=%s reader=%s", wire_name(owner), name, reader or "all")
 
@@ -224,13 +226,21 @@ class TenantDirectory:
         return found
 
     @contextmanager
-    def _change(self) -> Iterator[Connection]:
-        """A transaction that others will notice; afterwards the snapshot has it."""
+    def change(self, action: str, tenant: str, target: str, /, **details: object) -> Iterator[Connection]:
+        """A transaction that others will notice; afterwards the snapshot has it, and the audit log an entry.
+
+        Args:
+            action, tenant, target, details: for the audit log; see `audit.record`.
+
+        Raises:
+            StoreError: the database can't be used; nothing was changed.
+        """
         self.open()
         with self._lock:
             with database_errors(), self._engine.begin() as connection:
                 connection.execute(update(REVISION).values(revision=REVISION.c.revision + 1))
                 yield connection
+                audit.record(connection, action, tenant, target, details)
             self.refresh()
 
 

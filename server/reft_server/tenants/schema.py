@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Integer, LargeBinary, MetaData, String, Table, Text
 
 from .model import TenantLimits
 
@@ -38,6 +38,21 @@ GRANTS = Table(
     Column("name", String(64), primary_key=True),
     Column("reader", String(64), primary_key=True),
     Column("created_at", Float, nullable=False),
+)
+# Only ever added to. `at` is Unix seconds, `details` a JSON object. No foreign keys: it outlives what it names.
+AUDIT_LOG = Table(
+    "audit_log",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("actor", String(64), nullable=False),
+    Column("key_id", String(16)),
+    Column("request_id", String(128)),
+    Column("action", String(64), nullable=False),
+    Column("tenant", String(64), nullable=False, index=True),
+    Column("target", String(256), nullable=False),
+    Column("details", Text, nullable=False),
+    sqlite_autoincrement=True,  # a number is never used twice
 )
 # One row. Every write adds 1 first, which also puts writers in a queue; readers look at nothing else until it changes.
 REVISION = Table(
