@@ -32,7 +32,8 @@ def summarize(records: Sequence[RequestRecord], slo: Slo, window: tuple[float, f
     start_s, end_s = window or window_of(records)
     duration_s = max(end_s - start_s, 1e-9)
     answered = [record for record in records if record.error is None]
-    input_tokens = sum(record.prompt_tokens or 0 for record in answered)
+    told = _known(record.prompt_tokens for record in answered)
+    input_tokens = sum(told) if told or not answered else None  # None = the server does not say
     output_tokens = sum(record.completion_tokens for record in answered)
     num_good = sum(slo.is_met_by(record) for record in records)
     failed = [record for record in records if record.error is not None]
@@ -46,7 +47,7 @@ def summarize(records: Sequence[RequestRecord], slo: Slo, window: tuple[float, f
         "input_tokens": input_tokens,
         "cached_tokens": sum(record.cached_tokens or 0 for record in answered),
         "output_tokens": output_tokens,
-        "input_tokens_per_s": round(input_tokens / duration_s, 3),
+        "input_tokens_per_s": None if input_tokens is None else round(input_tokens / duration_s, 3),
         "output_tokens_per_s": round(output_tokens / duration_s, 3),
         "are_tokens_approximate": any(record.is_approximate for record in answered),
         "ttft_s": Spread.of(_known(record.ttft_s for record in answered)).to_json(),

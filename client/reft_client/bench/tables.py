@@ -57,13 +57,18 @@ def tables_of(document: dict[str, Any]) -> Iterator[Table]:
 
 def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
     mark = "about " if summary["are_tokens_approximate"] else ""
+    inputs = [("input tokens", "the server does not say")]
+    if summary["input_tokens"] is not None:
+        inputs = [
+            ("input tokens/s", f"{summary['input_tokens_per_s']:.1f}"),
+            ("input tokens", f"{summary['input_tokens']}, {summary['cached_tokens']} from the cache"),
+        ]
     return [
         ("requests", f"{summary['num_requests']} in {format_s(summary['duration_s'])}"),
         ("failed", str(summary["num_failed"])),
         ("requests/s", f"{summary['requests_per_s']:.3g}"),
-        ("input tokens/s", f"{summary['input_tokens_per_s']:.1f}"),
         ("output tokens/s", f"{mark}{summary['output_tokens_per_s']:.1f}"),
-        ("input tokens", f"{summary['input_tokens']}, {summary['cached_tokens']} from the cache"),
+        *inputs,
         ("output tokens", f"{mark}{summary['output_tokens']}"),
         ("goodput", f"{summary['goodput_requests_per_s']:.3g} requests/s, {summary['good_share']:.1%} of them good"),
     ]

@@ -61,6 +61,7 @@ def test_bench_prints_what_it_measured(bench: Bench) -> None:
     assert code == 0
     assert value_of(out, "requests").startswith("8 in ")
     assert (value_of(out, "output tokens"), value_of(out, "failed")) == ("24", "0")
+    assert value_of(out, "input tokens") == "32, 0 from the cache"
     assert [value_of(out, name) for name in ("a", "b", "tenant-0")] == ["4", "4", "8"]
     assert all(f"\n{name}\t" in out for name in ("TTFT", "ITL", "TPOT", "E2E", "queue"))
     assert "load tester: " in err
@@ -123,6 +124,7 @@ def test_bench_says_when_lengths_are_approximate(bench: Bench) -> None:
     _, out, err = bench(server, "--concurrency", "1", "--requests", "2", "--via", "model", *SHORT)
     assert "doesn't tell how it tokenizes" in err
     assert value_of(out, "output tokens") == "about 6"
+    assert value_of(out, "input tokens") == "the server does not say"
 
 
 def test_bench_chat_prompts_are_exact(bench: Bench) -> None:
