@@ -22,6 +22,7 @@ from ..errors import (
 from ..file_format import FileLimits, load
 from ..intervention_set import InterventionSet
 from . import durable
+from .condition import PutCondition
 from .index import IndexDamagedError, IndexTransaction, StoreIndex
 from .layout import StoreLayout
 from .names import check_name, check_version
@@ -91,6 +92,7 @@ class InterventionStore:
         name: str,
         intervention_set: InterventionSet | None = None,
         quota: StoreQuota | None = None,
+        condition: PutCondition | None = None,
     ) -> StoredVersion:
         """Store a file as the next version of `name`; durable when it returns.
 
@@ -100,8 +102,10 @@ class InterventionStore:
             path: a path from `new_temp_path`, which is moved in; any other file is copied and stays.
             intervention_set: what `path` holds, when the caller has just loaded it.
             quota: of this namespace; checked under the lock that orders writers.
+            condition: what the name must hold now; checked under that lock too.
 
         Raises:
+            InterventionPreconditionError: `condition` does not hold.
             InterventionQuotaError: it would be exceeded.
             InvalidInterventionNameError: `name` breaks the rules.
             InterventionError: the file can't be read; see `file_format.load`.
@@ -116,7 +120,7 @@ class InterventionStore:
                 shutil.copyfile(path, staged)
             content = intervention_set or load(staged)
             with self._index.transaction() as transaction:
-                return self._put(transaction, staged, name, content, quota or StoreQuota())
+                return self._put(transaction, staged, name, content, quota or StoreQuota(), condition or PutCondition())
         except OSError as error:
             raise StoreError(f"{name!r} can't be stored: {error.strerror}") from error
         finally:
@@ -333,10 +337,17 @@ class InterventionStore:
         return index
 
     def _put(
-        self, transaction: IndexTransaction, staged: Path, name: str, content: InterventionSet, quota: StoreQuota
+        self,
+        transaction: IndexTransaction,
+        staged: Path,
+        name: str,
+        content: InterventionSet,
+        quota: StoreQuota,
+        condition: PutCondition,
     ) -> StoredVersion:
         last_version = sync_name(self._layout, transaction, self._tenant, name)
         newest = transaction.newest(self._tenant, name)
+        condition.check(name, newest)
         if newest is None or newest.content_hash != content.content_hash:
             num_names, num_bytes = transaction.usage(self._tenant)
             num_bytes += staged.stat().st_size
