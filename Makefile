@@ -22,7 +22,7 @@ PEER_STAMPS := $(patsubst %,.venv-%/.installed,$(filter pyreft llama_cpp vllm,$(
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install model serve check format test test-pyreft test-clients bench bench-peers bench-methods train-examples docker clean
+.PHONY: help install model serve check format test test-pyreft test-clients bench bench-peers bench-methods train-examples docker migration clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,6 +104,11 @@ train-examples: $(STAMP) model  ## Train the bundled interventions again
 
 docker:  ## Build the CPU image
 	docker build -f docker/Dockerfile -t reft-serve .
+
+migration: $(STAMP)  ## Write the migration of what the models have new (MESSAGE='Add routes')
+	$(BIN)/python -m reft_server.tenants.migrations '$(MESSAGE)'
+	$(BIN)/ruff check --fix --quiet server/reft_server/tenants/migrations
+	$(BIN)/ruff format server/reft_server/tenants/migrations
 
 clean:  ## Remove the environment and the caches of the tools (not the model)
 	rm -rf $(VENV) .venv-pyreft .venv-clients .venv-vllm .venv-llama_cpp *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

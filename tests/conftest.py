@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from reft_interventions import FORMULAS, BaseModelRef, InterventionSet, InterventionSpec, Manifest, base_model_spec
 from reft_interventions.components import ROW_KINDS, is_head, whole_component
 from reft_interventions.model_tree import site_width
+
+from .postgres import Postgres, run_postgres
 
 settings.register_profile(
     "long", max_examples=2000, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
@@ -93,6 +96,22 @@ def tiny_model() -> TinyModel:
         return built[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL server; a machine without one fails, because a skipped test would go unnoticed."""
+    with run_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind that a server can have, in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'database.sqlite3'}"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.empty_database()
 
 
 @pytest.fixture(params=ARCHITECTURES)

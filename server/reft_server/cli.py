@@ -95,7 +95,7 @@ def _serve(settings: Settings) -> int:
 
 
 def _directory(settings: Settings) -> TenantDirectory:
-    return TenantDirectory.of_store(settings.store_dir, settings.tenant.to_tenant_limits())
+    return TenantDirectory.of_store(settings.store_dir, settings.tenant.to_tenant_limits(), settings.database_url_text)
 
 
 def _bind(settings: Settings) -> socket.socket:

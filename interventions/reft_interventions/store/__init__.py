@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .condition import PutCondition
 from .intervention_store import InterventionStore
 from .names import Reference, check_name, check_version, parse_reference
 from .quota import StoreQuota
@@ -11,7 +10,6 @@ from .records import StoredVersion
 
 __all__ = [
     "InterventionStore",
-    "PutCondition",
     "RebuildReport",
     "Reference",
     "StoreQuota",

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reft_interventions.user_folders import DEFAULT_MODEL, default_cache_dir, user_folder
@@ -66,11 +66,10 @@ class Settings(BaseSettings):
     )
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 = any free one.")
     store_dir: Path = Field(default_factory=_default_store_dir, description="Folder of the intervention store.")
-    deleted_retention_s: float = Field(
-        7 * 86_400.0,
-        ge=0,
-        le=10 * 365 * 86_400,
-        description="A deleted intervention can be restored for so long, unless its space is needed, seconds.",
+    database_url: SecretStr | None = Field(
+        None,
+        description="Database of tenants and keys: postgresql://user:password@host/name; unset = SQLite in the store's "
+        "folder.",
     )
     preload_dir: Path | None = Field(
         None, description="Folder of .safetensors sets to import into the store at start; unset = none."
@@ -176,6 +175,11 @@ class Settings(BaseSettings):
     engine: EngineGroup = Field(default_factory=EngineGroup, description="Bounds of the engine.")
     tenant: TenantGroup = Field(default_factory=TenantGroup, description="What each tenant may do.")
     fine_tuning: FineTuningGroup = Field(default_factory=FineTuningGroup, description="Training over the API.")
+
+    @property
+    def database_url_text(self) -> str | None:
+        """The URL with its password."""
+        return None if self.database_url is None else self.database_url.get_secret_value()
 
     def to_api_settings(self) -> ApiSettings:
         """The part that the HTTP side takes."""

@@ -24,8 +24,9 @@ def main(argv: Sequence[str]) -> int:
     """Run one command; 0 = done, 2 = it can't be, with a sentence on stderr."""
     options = _parser().parse_args(argv)
     try:
-        overrides = {} if options.store_dir is None else {"store_dir": options.store_dir}
-        with closing(TenantDirectory.of_store(load_settings(overrides).store_dir)) as directory:
+        overrides = {name: getattr(options, name) for name in ("store_dir", "database_url")}
+        settings = load_settings({name: value for name, value in overrides.items() if value is not None})
+        with closing(TenantDirectory.of_store(settings.store_dir, None, settings.database_url_text)) as directory:
             directory.open()
             options.run(directory, options)
     except ReftError as error:
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add(commands: Any, name: str, summary: str, run: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
     parser.add_argument("--store-dir", type=Path, metavar="DIR", help="the server's store (default: REFT_STORE_DIR)")
+    parser.add_argument("--database-url", metavar="URL", help="the server's database (default: REFT_DATABASE_URL)")
     parser.set_defaults(run=run)
     return parser
 

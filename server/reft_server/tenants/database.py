@@ -12,20 +12,51 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from reft_interventions.errors import StoreError
 from reft_interventions.store import durable
+from reft_server.errors import ConfigurationError
 
+from .migrations import upgrade
 from .model import SHARED
 from .schema import METADATA, REVISION, TENANTS
+
+_CONNECT_TIMEOUT_S = 5
+_STATEMENT_TIMEOUT_S = 10
+"""Of a statement on a server, the wait for a lock included, and of the wait for SQLite's lock."""
+_BEGIN = "reft_begin"
+"""An option of a connection to SQLite: the statement that begins its transactions."""
+
+
+def engine_of_url(url: str) -> Engine:
+    """PostgreSQL, or an SQLite file that `make_tables` makes with mode 600.
+
+    Args:
+        url: `postgresql://user:password@host:port/database`, or `sqlite:///path`; `sqlite:////path` from the root on.
+
+    Raises:
+        ConfigurationError: it is neither, or the driver is not installed. The message does not quote it: it may hold a
+            password.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except SQLAlchemyError as error:
+        raise _bad_url() from error
+    if parsed.drivername == "sqlite" and parsed.database:
+        return sqlite_engine(Path(parsed.database))
+    if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return _postgresql_engine(parsed.set(drivername="postgresql+psycopg"))
+    raise _bad_url()
 
 
 def sqlite_engine(path: Path) -> Engine:
     """An SQLite file, made with mode 600 by `make_tables`."""
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10.0})
+    url = sqlalchemy.URL.create("sqlite", database=str(path))
+    engine = create_engine(url, connect_args={"timeout": float(_STATEMENT_TIMEOUT_S)})
     event.listen(engine, "connect", _use_write_ahead_log)
+    event.listen(engine, "begin", _begin)
     return engine
 
 
@@ -34,21 +65,54 @@ def memory_engine() -> Engine:
     return create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
 
 
+def _postgresql_engine(url: sqlalchemy.URL) -> Engine:
+    options = f"-c statement_timeout={_STATEMENT_TIMEOUT_S}s -c timezone=UTC {url.query.get('options', '')}"
+    try:
+        return create_engine(
+            url,
+            pool_pre_ping=True,  # the server may have been restarted since
+            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "options": options.strip()},
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "A PostgreSQL database needs its driver: pip install 'reft-serve[postgres]'.", param="database_url"
+        ) from error
+
+
+def _bad_url() -> ConfigurationError:
+    return ConfigurationError(
+        "--database-url must be postgresql://user:password@host:port/database or sqlite:///path.", param="database_url"
+    )
+
+
 def make_tables(engine: Engine) -> None:
-    """Make the tables and rows that are missing.
+    """Bring the tables up to date, and add the rows that every database has. Others may be at it too.
 
     Raises:
-        StoreError: the database can't be used.
+        StoreError: the database can't be used, or was written by a newer release.
     """
-    with database_errors():
+    with database_errors(quotes=True):
         _make_file(engine.url)
-        with engine.begin() as connection:
-            METADATA.create_all(connection)
+        with engine.connect() as connection:
+            connection.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+            if engine.url.database in (None, "", ":memory:"):
+                METADATA.create_all(connection)  # the same, and faster; nobody has older tables in memory
+            else:
+                upgrade(connection)
             _insert_once(connection)
+            connection.commit()
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection whose selects all see the database at one moment."""
+    with database_errors(), engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
 
 
 def _insert_once(connection: Connection) -> None:
-    """The rows that every database has; another process may be at it too."""
     for table, values in ((TENANTS, {"name": SHARED, "created_at": time.time()}), (REVISION, {"id": 1, "revision": 1})):
         key = next(iter(table.primary_key.columns))
         if connection.execute(select(key).where(key == values[key.name])).first() is None:
@@ -62,6 +126,11 @@ def _make_file(url: sqlalchemy.URL) -> None:
             os.close(os.open(url.database, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
+def _begin(connection: Connection) -> None:
+    # Python's driver begins at the first write only: selects before it would each see another moment.
+    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))
+
+
 def _use_write_ahead_log(connection: DBAPIConnection, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
@@ -70,11 +139,18 @@ def _use_write_ahead_log(connection: DBAPIConnection, _record: object) -> None:
 
 
 @contextmanager
-def database_errors() -> Iterator[None]:
-    """Turn what the database or the disk raises into a `StoreError`; broken constraints pass."""
+def database_errors(*, quotes: bool = False) -> Iterator[None]:
+    """Turn what the database or the disk raises into a `StoreError`; broken constraints pass.
+
+    Args:
+        quotes: the database's own words are for the operator who starts it; a client gets the error's type.
+    """
     try:
         yield
     except IntegrityError:
         raise
+    except DBAPIError as error:
+        reason = str(error.orig).partition("\n")[0] if quotes else type(error).__name__
+        raise StoreError(f"the database can't be used: {reason}") from error
     except (SQLAlchemyError, OSError) as error:
-        raise StoreError(f"the tenants' database can't be used: {type(error).__name__}") from error
+        raise StoreError(f"the database can't be used: {type(error).__name__}") from error

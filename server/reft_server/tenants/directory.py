@@ -20,7 +20,7 @@ from reft_interventions.store import check_name
 from reft_server.errors import ApiKeyNotFoundError, InvalidRequestError, TenantExistsError, TenantNotFoundError
 
 from . import audit
-from .database import database_errors, make_tables, memory_engine, sqlite_engine
+from .database import database_errors, engine_of_url, make_tables, memory_engine, reading, sqlite_engine
 from .keys import NewKey, new_key
 from .model import SHARED, SHARED_NAME, ApiKey, Scope, Tenant, TenantLimits, wire_name
 from .schema import API_KEYS, GRANTS, REVISION, TENANTS
@@ -52,9 +52,16 @@ class TenantDirectory:
         self.snapshot: Snapshot = EMPTY
 
     @classmethod
-    def of_store(cls, store_dir: Path, defaults: TenantLimits | None = None) -> TenantDirectory:
-        """In an SQLite file in the store's folder, which only its owner may read."""
-        return cls(sqlite_engine(store_dir / _FILE_NAME), defaults)
+    def of_store(
+        cls, store_dir: Path, defaults: TenantLimits | None = None, database_url: str | None = None
+    ) -> TenantDirectory:
+        """At a URL; None = in an SQLite file in the store's folder, which only its owner may read.
+
+        Raises:
+            ConfigurationError: the URL can't be used; see `engine_of_url`.
+        """
+        engine = sqlite_engine(store_dir / _FILE_NAME) if database_url is None else engine_of_url(database_url)
+        return cls(engine, defaults)
 
     @classmethod
     def in_memory(cls, defaults: TenantLimits | None = None) -> TenantDirectory:
@@ -84,7 +91,7 @@ class TenantDirectory:
         Raises:
             StoreError: the database can't be read.
         """
-        with self._lock, database_errors(), self._engine.connect() as connection:
+        with self._lock, reading(self._engine) as connection:
             revision = connection.execute(select(REVISION.c.revision)).scalar_one()
             if revision == self.snapshot.revision:
                 return False

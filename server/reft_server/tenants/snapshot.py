@@ -63,7 +63,7 @@ EMPTY = Snapshot(revision=0)
 
 
 def read_snapshot(connection: Connection) -> Snapshot:
-    """Read every table."""
+    """Read every table, on a connection of `database.reading`: all at one moment."""
     revision = connection.execute(select(REVISION.c.revision)).scalar_one()
     keys = {
         row.key_id: ApiKey(
@@ -79,7 +79,6 @@ def read_snapshot(connection: Connection) -> Snapshot:
         )
         for row in connection.execute(select(API_KEYS))
     }
-    # After the keys: a tenant that was added meanwhile may lack its keys, but no key lacks its tenant.
     limits = [limit.name for limit in fields(TenantLimits)]
     tenants = {
         row.name: Tenant(row.name, row.created_at, TenantLimits(**{name: getattr(row, name) for name in limits}))

@@ -6,20 +6,36 @@ import asyncio
 import stat
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
+from sqlalchemy import text
 
 from reft_interventions.errors import StoreError
-from reft_server.errors import ApiKeyNotFoundError, InvalidRequestError, TenantExistsError, TenantNotFoundError
+from reft_server.errors import (
+    ApiKeyNotFoundError,
+    ConfigurationError,
+    InvalidRequestError,
+    TenantExistsError,
+    TenantNotFoundError,
+)
 from reft_server.tenants import SHARED, Scope, TenantDirectory, TenantLimits
+from reft_server.tenants.database import engine_of_url, reading
 from reft_server.tenants.keys import parse_key
+from reft_server.tenants.snapshot import read_snapshot
+from tests.postgres import Postgres
 
 
-@pytest.fixture
-def directory() -> Iterator[TenantDirectory]:
+@pytest.fixture(params=["memory", "postgresql"])
+def directory(request: pytest.FixtureRequest) -> Iterator[TenantDirectory]:
     """An open directory with a tenant `acme`."""
-    directory = TenantDirectory.in_memory()
+    if request.param == "memory":
+        directory = TenantDirectory.in_memory()
+    else:
+        postgres: Postgres = request.getfixturevalue("postgres")
+        directory = TenantDirectory.of_store(Path("unused"), database_url=postgres.empty_database())
     directory.open()
     directory.create_tenant("acme")
     yield directory
@@ -168,9 +184,9 @@ def test_withdrawing_all_grants_of_a_set_leaves_other_sets_alone(directory: Tena
     assert directory.snapshot.granted_to("shop") == ()
 
 
-def test_another_process_sees_changes_at_its_next_look(directory_in_file: TenantDirectory, tmp_path: Path) -> None:
-    directory = directory_in_file
-    other = TenantDirectory.of_store(tmp_path)
+def test_another_process_sees_changes_at_its_next_look(database_url: str) -> None:
+    directory, other = (TenantDirectory.of_store(Path("unused"), database_url=database_url) for _ in range(2))
+    directory.create_tenant("acme")
     other.open()
     assert not other.refresh()
     key, born = directory.create_key("acme", ("infer",))
@@ -180,6 +196,67 @@ def test_another_process_sees_changes_at_its_next_look(directory_in_file: Tenant
     assert directory.refresh()
     assert directory.snapshot.caller(born.text) is None
     other.close()
+    directory.close()
+
+
+def test_snapshot_is_of_one_moment_while_others_write(database_url: str) -> None:
+    directory, other = (TenantDirectory.of_store(Path("unused"), database_url=database_url) for _ in range(2))
+    directory.open()
+    directory.create_tenant("acme")
+    engine = engine_of_url(database_url)
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT count(*) FROM api_keys")).scalar_one() == 0
+        other.open()
+        other.create_tenant("bank")
+        other.create_key("bank", ("infer",))
+        assert set(read_snapshot(connection).tenants) == {SHARED, "acme"}
+        assert not read_snapshot(connection).keys
+    engine.dispose()
+    directory.close()
+    other.close()
+
+
+def test_writers_of_many_servers_wait_for_each_other(database_url: str) -> None:
+    directories = [TenantDirectory.of_store(Path("unused"), database_url=database_url) for _ in range(4)]
+    directories[0].open()
+
+    def create(number: int) -> None:
+        directories[number % 4].create_tenant(f"tenant-{number}")
+
+    with ThreadPoolExecutor(8) as executor:
+        list(executor.map(create, range(16)))
+    for directory in directories:
+        directory.refresh()
+        assert len(directory.snapshot.tenants) == 1 + 16
+        assert directory.snapshot.revision == 1 + 16
+        directory.close()
+
+
+def test_database_that_goes_away_and_comes_back_needs_no_restart(postgres: Postgres) -> None:
+    directory = TenantDirectory.of_store(Path("unused"), database_url=postgres.empty_database())
+    directory.create_tenant("acme")
+    with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    assert not directory.refresh()
+    directory.create_tenant("bank")
+    directory.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "mysql://user:secret@host/name", "sqlite://", "postgresql+asyncpg://user:secret@host/name"]
+)
+def test_url_of_another_database_is_refused_without_quoting_it(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="must be postgresql://") as caught:
+        TenantDirectory.of_store(Path("unused"), database_url=url)
+    assert "secret" not in str(caught.value)
+
+
+def test_server_that_does_not_answer_is_named_without_its_password() -> None:
+    url = "postgresql://reft:secret@127.0.0.1:1/name"
+    directory = TenantDirectory.of_store(Path("unused"), database_url=url)
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1.* port 1 failed") as caught:
+        directory.open()
+    assert "secret" not in str(caught.value)
 
 
 def test_watch_survives_a_database_that_is_away(
@@ -206,7 +283,7 @@ def test_watch_survives_a_database_that_is_away(
 def test_directory_that_can_not_be_opened_says_so(tmp_path: Path) -> None:
     (tmp_path / "tenants.sqlite3").write_bytes(b"no database" * 200)
     directory = TenantDirectory.of_store(tmp_path)
-    with pytest.raises(StoreError, match="the tenants' database can't be used"):
+    with pytest.raises(StoreError, match="the database can't be used"):
         directory.open()
     directory.close()
 
