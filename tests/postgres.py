@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests, from the system's packages; each test gets what looks like a database of its own."""
+"""A real PostgreSQL server for tests, from the system's packages; each test gets as good as its own database."""
 
 from __future__ import annotations
 

@@ -116,6 +116,12 @@ class InterventionConflictError(InterventionError):
     code = "intervention_conflict"
 
 
+class InterventionPreconditionError(InterventionError):
+    """The name does not hold what the upload was meant to replace."""
+
+    code = "intervention_precondition_failed"
+
+
 class InterventionQuotaError(InterventionError):
     """The namespace has no room for another set, or for this one's bytes."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from reft_interventions.errors import InterventionError, InterventionValueError
+from reft_interventions.errors import InterventionError, InterventionValueError, StoreError
 from reft_interventions.file_format import FileLimits, load
 from reft_interventions.folded import FoldedSet
 from reft_interventions.intervention_set import InterventionSet
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _NUM_USED_NAMES = 4096
 """Names remembered by what they stand for; one that was used before so many others is resident without a name."""
+_PURGE_INTERVAL_S = 600.0
 _NUM_CONCURRENT_UPLOADS = 2
 """Uploads that are read at the same time; the others wait, so that memory stays bounded."""
 
@@ -262,6 +263,17 @@ class Registry:
             self._pool.discard(stored.content_hash)
             logger.info("intervention_deleted version=%d content_hash=%s", stored.version, stored.content_hash)
         return deleted
+
+    async def purge_expired(self) -> None:
+        """End, for ever and again, the deleted versions whose retention time is over."""
+        while True:
+            try:
+                purged = await asyncio.to_thread(self._store.purge_expired)
+                if purged:
+                    logger.info("interventions_purged num=%d", len(purged))
+            except StoreError as error:
+                logger.error("interventions_not_purged reason=%s", error.message)
+            await asyncio.sleep(_PURGE_INTERVAL_S)
 
     def is_loaded(self, stored: StoredVersion) -> bool:
         """Whether the folded weights of a version are in memory."""

@@ -91,7 +91,7 @@ def build_app(
     """
     if settings.preload_dir is not None and not settings.preload_dir.is_dir():
         raise ConfigurationError(f"--preload-dir {settings.preload_dir} is not a folder.", param="preload_dir")
-    store = InterventionStore(settings.store_dir)
+    store = InterventionStore(settings.store_dir, settings.deleted_retention_s)
     building = start_building(settings.cache_dir) if settings.engine.model_path in ("auto", "native") else None
     base = load_base_model(settings)
     if building is not None:

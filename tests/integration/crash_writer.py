@@ -4,7 +4,8 @@ The process imports everything once; each line of stdin is a job as JSON, run in
 
     {"job": "loop", "seed": 1, "delay_s": 0.1, "journals": ["a.jsonl", "b.jsonl"], "names": [...], "deletes": true}
         one child per journal writes until SIGKILL after `delay_s`
-    {"job": "step", "step": 3, "seed": 1, "operation": "put" | "delete", "name": "haiku"}
+    {"job": "step", "step": 3, "seed": 1, "operation": "put" | "delete" | "bury" | "restore" | "purge",
+     "name": "haiku"}
         the child kills itself with SIGKILL just before its `step`-th file operation
 
 and is answered by a line `killed` or `finished`.
@@ -24,6 +25,7 @@ from typing import Any
 
 from reft_interventions.store import InterventionStore
 
+RETENTION_S = 3600.0
 FILE_OPERATIONS = frozenset({"open", "os.rename", "os.link", "os.remove", "os.mkdir", "shutil.copyfile"})
 
 
@@ -38,14 +40,19 @@ def loop(root: Path, sources: list[Path], job: dict[str, Any], journal: str, see
     """Announce each operation, do it, acknowledge it; a written line survives the kill."""
     chance = random.Random(seed)
     descriptor = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    with InterventionStore(root) as store:
+    with InterventionStore(root, RETENTION_S) as store:
         while True:
             name = chance.choice(job["names"])
-            if job["deletes"] and chance.random() < 0.3 and any(stored.name == name for stored in store.list()):
-                version = chance.choice([None, store.resolve(name).version])
-                event: dict[str, Any] = {"operation": "delete", "name": name, "version": version}
+            if job["deletes"] and chance.random() < 0.2 and (dead := store.deleted(name)):
+                version = chance.choice(dead).version
+                event: dict[str, Any] = {"operation": "restore", "name": name, "version": version}
                 os.write(descriptor, (json.dumps(event | {"acknowledged": False}) + "\n").encode())
-                store.delete(name, version)
+                event["content_hash"] = store.restore(name, version)[0].content_hash
+            elif job["deletes"] and chance.random() < 0.3 and any(stored.name == name for stored in store.list()):
+                version = chance.choice([None, store.resolve(name).version])
+                event = {"operation": "delete", "name": name, "version": version}
+                os.write(descriptor, (json.dumps(event | {"acknowledged": False}) + "\n").encode())
+                store.delete(name, version, is_final=chance.random() < 0.3)
             else:
                 source = chance.choice(sources)
                 event = {"operation": "put", "name": name, "source": source.name}
@@ -65,11 +72,16 @@ def step(root: Path, sources: list[Path], job: dict[str, Any]) -> None:
             remaining -= 1
 
     sys.addaudithook(die_at_step)
-    with InterventionStore(root) as store:
-        if job["operation"] == "put":
+    operation = job["operation"]
+    with InterventionStore(root, RETENTION_S) as store:
+        if operation == "put":
             put(store, sources[job["seed"] % len(sources)], job["name"])
+        elif operation == "restore":
+            store.restore(job["name"])
+        elif operation == "purge":
+            store.purge(job["name"])
         else:
-            store.delete(job["name"])
+            store.delete(job["name"], is_final=operation == "delete")
 
 
 def run(root: Path, sources: list[Path], job: dict[str, Any]) -> str:

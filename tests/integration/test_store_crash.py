@@ -19,6 +19,7 @@ from reft_interventions.errors import InterventionNotFoundError
 from reft_interventions.store import InterventionStore
 from tests.intervention_sets import make_set
 
+RETENTION_S = 3600.0
 NUM_KILLS = 25
 NAMES = ["a", "b", "c"]
 Living = dict[str, dict[int, str]]
@@ -86,13 +87,21 @@ def check_whole(root: Path) -> Living:
     return found
 
 
-def outcomes(before: Living, event: dict[str, Any], last_used: dict[str, int], sources: dict[str, str]) -> list[Living]:
+def outcomes(
+    before: Living,
+    event: dict[str, Any],
+    last_used: dict[str, int],
+    sources: dict[str, str],
+    seen: dict[tuple[str, int], str],
+) -> list[Living]:
     """Every state that is legal when the process died inside `event`."""
     name = event["name"]
     versions = before.get(name, {})
     states = [versions]
     if event["operation"] == "put":
         states.append({**versions, last_used.get(name, 0) + 1: sources[event["source"]]})
+    elif event["operation"] == "restore":
+        states.append({**versions, event["version"]: seen[name, event["version"]]})
     elif event["version"] is None:
         # Oldest first: any number of the oldest may be gone.
         states += [dict(sorted(versions.items())[count:]) for count in range(1, len(versions) + 1)]
@@ -112,7 +121,7 @@ def replay(state: Living, journal: Path, last_used: dict[str, int], seen: dict[t
             continue
         pending = {}
         versions = state.setdefault(event["name"], {})
-        if event["operation"] == "put":
+        if event["operation"] in ("put", "restore"):
             key = (event["name"], event["version"])
             assert seen.setdefault(key, event["content_hash"]) == event["content_hash"], "a number was used again"
             versions[event["version"]] = event["content_hash"]
@@ -139,7 +148,7 @@ def test_store_survives_kill_at_random_moments(tmp_path: Path, sources: dict[str
         pending = replay(state, journal, last_used, seen)
         num_acknowledged += journal.read_text().count('"acknowledged": true') if journal.exists() else 0
         found = check_whole(tmp_path / "store")
-        assert found in (outcomes(state, pending, last_used, sources) if pending else [state])
+        assert found in (outcomes(state, pending, last_used, sources, seen) if pending else [state])
         state = found
         for name, versions in found.items():
             for version, content_hash in versions.items():
@@ -164,7 +173,7 @@ def test_two_writers_killed_together_lose_nothing(tmp_path: Path, sources: dict[
     assert sorted(found["a"]) == list(range(1, len(found["a"]) + 1))
 
 
-@pytest.mark.parametrize("operation", ["put", "delete"])
+@pytest.mark.parametrize("operation", ["put", "delete", "bury"])
 def test_store_survives_kill_before_every_file_operation(
     tmp_path: Path, sources: dict[str, str], writer: CrashWriter, operation: str
 ) -> None:
@@ -173,8 +182,9 @@ def test_store_survives_kill_before_every_file_operation(
         for seed in (0, 1):
             store.put(tmp_path / "sources" / f"{seed}.safetensors", "haiku")
     before = check_whole(pristine)
-    event = {"operation": operation, "name": "haiku", "version": None, "source": "2.safetensors"}
-    legal = outcomes(before, event, {"haiku": 2}, sources)
+    kind = "put" if operation == "put" else "delete"
+    event = {"operation": kind, "name": "haiku", "version": None, "source": "2.safetensors"}
+    legal = outcomes(before, event, {"haiku": 2}, sources, {})
     seen: list[Living] = []
     answer = "killed"
     while answer == "killed":
@@ -188,6 +198,37 @@ def test_store_survives_kill_before_every_file_operation(
     assert seen[-1] == legal[-1]
     assert len(seen) > 8, "too few file operations were seen: the audit hook misses them"
     assert all(state in seen for state in legal), "a kill half-way never showed"
+
+
+@pytest.mark.parametrize("operation", ["restore", "purge"])
+def test_tombstones_survive_kill_before_every_file_operation(
+    tmp_path: Path, sources: dict[str, str], writer: CrashWriter, operation: str
+) -> None:
+    root, pristine = tmp_path / "store", tmp_path / "pristine"
+    with InterventionStore(pristine, RETENTION_S) as store:
+        for seed in (0, 1):
+            store.put(tmp_path / "sources" / f"{seed}.safetensors", "haiku")
+        store.delete("haiku")
+    seen: list[tuple[list[int], list[int]]] = []
+    answer = "killed"
+    while answer == "killed":
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(pristine, root)
+        answer = writer.run(job="step", step=len(seen), operation=operation, name="haiku")
+        alive = sorted(check_whole(root).get("haiku", {}))
+        with InterventionStore(root, RETENTION_S) as store:
+            dead = [stored.version for stored in store.deleted("haiku")]
+            # Done again, it ends where it would have ended; and what can be restored is whole.
+            if dead:
+                getattr(store, operation)("haiku")
+            assert sorted(living(store).get("haiku", {})) == ([1, 2] if operation == "restore" else [])
+        seen.append((alive, dead))
+    assert answer == "finished"
+    assert seen[0] == ([], [1, 2])
+    half_way, done = {"restore": (([2], [1]), ([1, 2], [])), "purge": (([], [2]), ([], []))}[operation]
+    assert seen[-1] == done
+    assert half_way in seen, "a kill half-way never showed"
+    assert all(state in (seen[0], half_way, done) for state in seen)
 
 
 def test_a_first_start_killed_anywhere_can_be_repeated(

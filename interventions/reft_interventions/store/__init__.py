@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .condition import PutCondition
 from .intervention_store import InterventionStore
 from .names import Reference, check_name, check_version, parse_reference
 from .quota import StoreQuota
@@ -10,6 +11,7 @@ from .records import StoredVersion
 
 __all__ = [
     "InterventionStore",
+    "PutCondition",
     "RebuildReport",
     "Reference",
     "StoreQuota",

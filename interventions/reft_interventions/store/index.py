@@ -14,21 +14,22 @@ from pathlib import Path
 from ..errors import StoreError
 from .records import StoredVersion
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 10.0
 
-# `tenant` is '' in a store without tenants; aliases get a table of their own with the next schema version.
+# `tenant` is '' in a store without tenants.
 _SCHEMA = (
     """CREATE TABLE versions (
         tenant TEXT NOT NULL DEFAULT '', name TEXT NOT NULL, version INTEGER NOT NULL, content_hash TEXT NOT NULL,
         size_bytes INTEGER NOT NULL, created_at REAL NOT NULL, manifest_json TEXT NOT NULL, deleted_at REAL,
-        PRIMARY KEY (tenant, name, version))""",
+        purged_at REAL, PRIMARY KEY (tenant, name, version))""",
     "CREATE INDEX versions_by_content ON versions (content_hash)",
     """CREATE TABLE names (
         tenant TEXT NOT NULL DEFAULT '', name TEXT NOT NULL, folder_mtime_ns INTEGER NOT NULL,
         PRIMARY KEY (tenant, name))""",
 )
-_COLUMNS = "name, version, content_hash, size_bytes, created_at, manifest_json, deleted_at, tenant"
+_COLUMNS = "name, version, content_hash, size_bytes, created_at, manifest_json, deleted_at, tenant, purged_at"
+_CAN_BE_RESTORED = "deleted_at IS NOT NULL AND purged_at IS NULL"
 _MAX_SUGGESTION_CANDIDATES = 200
 
 
@@ -93,6 +94,11 @@ class StoreIndex:
         """The living versions of a name, oldest first."""
         return self._all(tenant, "name = ? AND deleted_at IS NULL ORDER BY version", (name,))
 
+    def tombstones(self, tenant: str, name: str | None = None) -> list[StoredVersion]:
+        """The deleted versions that can be restored, of one name or of all, oldest deletion first."""
+        where = f"{_CAN_BE_RESTORED} AND (? IS NULL OR name = ?) ORDER BY deleted_at, name, version"
+        return self._all(tenant, where, (name, name))
+
     def list_newest(self, tenant: str) -> list[StoredVersion]:
         """The newest living version of every name, by name."""
         newest = "SELECT max(version) FROM versions WHERE tenant = v.tenant AND name = v.name AND deleted_at IS NULL"
@@ -125,11 +131,11 @@ class StoreIndex:
             rows = self._reader.execute("SELECT tenant, name, folder_mtime_ns FROM names").fetchall()
         return {(str(tenant), str(name)): int(mtime) for tenant, name, mtime in rows}
 
-    def _first(self, tenant: str, where: str, values: Sequence[str | int]) -> StoredVersion | None:
+    def _first(self, tenant: str, where: str, values: Sequence[str | int | None]) -> StoredVersion | None:
         rows = self._all(tenant, where, values)
         return rows[0] if rows else None
 
-    def _all(self, tenant: str, where: str, values: Sequence[str | int]) -> list[StoredVersion]:
+    def _all(self, tenant: str, where: str, values: Sequence[str | int | None]) -> list[StoredVersion]:
         query = f"SELECT {_COLUMNS} FROM versions AS v WHERE tenant = ? AND {where}"
         with self._read_lock, _store_errors():
             rows = self._reader.execute(query, (tenant, *values)).fetchall()
@@ -158,6 +164,12 @@ class IndexTransaction:
         row = self._connection.execute(f"{query} AND deleted_at IS NULL", (tenant,)).fetchone()
         return int(row[0]), int(row[1])
 
+    def tombstones(self, tenant: str | None = None) -> list[StoredVersion]:
+        """The deleted versions that can be restored, of one tenant or of all, oldest deletion first."""
+        query = f"SELECT {_COLUMNS} FROM versions WHERE {_CAN_BE_RESTORED} AND (? IS NULL OR tenant = ?)"
+        rows = self._connection.execute(f"{query} ORDER BY deleted_at, name, version", (tenant, tenant)).fetchall()
+        return [StoredVersion(*row) for row in rows]
+
     def folder_mtime_ns(self, tenant: str, name: str) -> int | None:
         """See `StoreIndex.folder_mtimes`; None for an unknown name."""
         query = "SELECT folder_mtime_ns FROM names WHERE tenant = ? AND name = ?"
@@ -175,9 +187,10 @@ class IndexTransaction:
             stored.manifest_json,
             stored.deleted_at,
             stored.tenant,
+            stored.purged_at,
         )
         self._connection.execute(
-            f"INSERT OR REPLACE INTO versions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values
+            f"INSERT OR REPLACE INTO versions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values
         )
 
     def set_folder_mtime_ns(self, tenant: str, name: str, mtime_ns: int) -> None:
@@ -196,8 +209,8 @@ class IndexTransaction:
         return [(str(tenant), str(name)) for tenant, name in rows.fetchall()]
 
     def is_content_in_use(self, content_hash: str) -> bool:
-        """Whether any living version has this content."""
-        query = "SELECT 1 FROM versions WHERE content_hash = ? AND deleted_at IS NULL LIMIT 1"
+        """Whether any version that lives or can be restored has this content."""
+        query = "SELECT 1 FROM versions WHERE content_hash = ? AND purged_at IS NULL LIMIT 1"
         return self._connection.execute(query, (content_hash,)).fetchone() is not None
 
 

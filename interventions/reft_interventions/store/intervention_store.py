@@ -6,6 +6,8 @@ import difflib
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from types import TracebackType
@@ -20,12 +22,14 @@ from ..errors import (
 from ..file_format import FileLimits, load
 from ..intervention_set import InterventionSet
 from . import durable
+from .condition import PutCondition
 from .index import IndexDamagedError, IndexTransaction, StoreIndex
 from .layout import StoreLayout
 from .names import check_name, check_version
 from .quota import StoreQuota
 from .reconcile import RebuildReport, rebuild, sync_all, sync_name
-from .records import StoredVersion, to_record
+from .records import StoredVersion
+from .tombstones import bury, give_way, last_deleted, purge, revive, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +42,16 @@ class InterventionStore:
 
     Every method may be called from any thread, and other processes may use the same folder at the same time.
 
+    Args:
+        retention_s: how long a deleted version can be restored, unless its space is needed; 0 = never.
+
     Raises:
         StoreError: the folder can't be made or used, or was written by a newer release.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, retention_s: float = 0.0) -> None:
         self._tenant = ""
+        self.retention_s = retention_s
         self._layout = StoreLayout(Path(root))
         try:
             self._layout.make()
@@ -84,6 +92,7 @@ class InterventionStore:
         name: str,
         intervention_set: InterventionSet | None = None,
         quota: StoreQuota | None = None,
+        condition: PutCondition | None = None,
     ) -> StoredVersion:
         """Store a file as the next version of `name`; durable when it returns.
 
@@ -93,8 +102,10 @@ class InterventionStore:
             path: a path from `new_temp_path`, which is moved in; any other file is copied and stays.
             intervention_set: what `path` holds, when the caller has just loaded it.
             quota: of this namespace; checked under the lock that orders writers.
+            condition: what the name must hold now; checked under that lock too.
 
         Raises:
+            InterventionPreconditionError: `condition` does not hold.
             InterventionQuotaError: it would be exceeded.
             InvalidInterventionNameError: `name` breaks the rules.
             InterventionError: the file can't be read; see `file_format.load`.
@@ -109,7 +120,7 @@ class InterventionStore:
                 shutil.copyfile(path, staged)
             content = intervention_set or load(staged)
             with self._index.transaction() as transaction:
-                return self._put(transaction, staged, name, content, quota or StoreQuota())
+                return self._put(transaction, staged, name, content, quota or StoreQuota(), condition or PutCondition())
         except OSError as error:
             raise StoreError(f"{name!r} can't be stored: {error.strerror}") from error
         finally:
@@ -168,8 +179,13 @@ class InterventionStore:
         """Whether a version of `name`, living or deleted, has or had this content."""
         return self._index.has_content(self._tenant, name, content_hash)
 
-    def delete(self, name: str, version: int | str | None = None) -> tuple[StoredVersion, ...]:
+    def delete(
+        self, name: str, version: int | str | None = None, *, is_final: bool = False
+    ) -> tuple[StoredVersion, ...]:
         """Delete one version, or all of a name (None); durable when it returns. Returns what was deleted.
+
+        Args:
+            is_final: they can't be restored, and their files go now.
 
         Raises:
             InvalidInterventionNameError: the name or the version breaks the rules.
@@ -177,23 +193,86 @@ class InterventionStore:
             StoreError: the disk or the index failed.
         """
         target = None if version is None else self.resolve(name, version).version
-        check_name(name)
-        try:
-            with self._index.transaction() as transaction:
-                sync_name(self._layout, transaction, self._tenant, name)
-                living = [stored for stored in transaction.records(self._tenant, name) if stored.deleted_at is None]
-                doomed = [stored for stored in living if target in (None, stored.version)]
-                # Oldest first: a crash half-way leaves the name pointing where it did.
-                now = time.time()
-                deleted = tuple(self._write_record(transaction, stored.deleted(now)) for stored in doomed)
-                for content_hash in {stored.content_hash for stored in deleted}:
-                    if not transaction.is_content_in_use(content_hash):
-                        self._layout.blob(content_hash).unlink(missing_ok=True)
-        except OSError as error:
-            raise StoreError(f"{name!r} can't be deleted: {error.strerror}") from error
+        is_final = is_final or self.retention_s == 0
+        with self._writing(name, "deleted") as transaction:
+            records = transaction.records(self._tenant, name)
+            living = [stored for stored in records if stored.deleted_at is None and target in (None, stored.version)]
+            deleted = bury(self._layout, transaction, living, is_final=is_final)
         if not deleted:
             raise self._not_found(name, target)
         return deleted
+
+    def deleted(self, name: str | None = None) -> tuple[StoredVersion, ...]:
+        """The deleted versions that can be restored, of one name or of all, oldest deletion first."""
+        return tuple(self._index.tombstones(self._tenant, None if name is None else check_name(name)))
+
+    def restore(
+        self, name: str, version: int | str | None = None, quota: StoreQuota | None = None
+    ) -> tuple[StoredVersion, ...]:
+        """Undo the latest delete of a name, or restore one version of it; durable when it returns.
+
+        A version that lives is returned as it is.
+
+        Args:
+            version: None = what the latest delete removed; a number; or a content hash, as for `resolve`.
+
+        Raises:
+            InvalidInterventionNameError: the name or the version breaks the rules.
+            InterventionNotFoundError: there is nothing to restore, or it was purged.
+            InterventionQuotaError: the namespace has no room for it any more.
+            StoreError: the file is lost or damaged, or the disk or the index failed.
+        """
+        wanted = check_version(version)
+        with self._writing(name, "restored") as transaction:
+            records = transaction.records(self._tenant, name)
+            living = [stored for stored in records if stored.deleted_at is None]
+            alive = [stored for stored in living if wanted is not None and _is_version(stored, wanted)]
+            if alive:
+                return (alive[-1],)
+            dead = [stored for stored in records if stored.can_be_restored]
+            chosen = last_deleted(dead) if wanted is None else [one for one in dead if _is_version(one, wanted)][-1:]
+            if not chosen:
+                what = "nothing" if wanted is None else f"no version {wanted}"
+                raise InterventionNotFoundError(
+                    f"{what} of {name!r} can be restored: deleted versions are kept for {self.retention_s:g} seconds",
+                    param="name" if wanted is None else "version",
+                )
+            for stored in chosen:
+                self._check_intact(stored)
+            num_names, num_bytes = transaction.usage(self._tenant)
+            num_bytes += sum(stored.size_bytes for stored in chosen)
+            (quota or StoreQuota()).check(num_names + (not living), num_bytes)
+            return revive(self._layout, transaction, chosen)
+
+    def purge(self, name: str, version: int | str | None = None) -> tuple[StoredVersion, ...]:
+        """End deleted versions of a name for good: one, or all (None). Returns what was purged, which may be nothing.
+
+        Raises:
+            InvalidInterventionNameError: the name or the version breaks the rules.
+            StoreError: the disk or the index failed.
+        """
+        wanted = check_version(version)
+        with self._writing(name, "purged") as transaction:
+            dead = [stored for stored in transaction.records(self._tenant, name) if stored.can_be_restored]
+            doomed = [stored for stored in dead if wanted is None or _is_version(stored, wanted)]
+            return purge(self._layout, transaction, doomed)
+
+    def purge_expired(self) -> tuple[StoredVersion, ...]:
+        """End, in all namespaces, what was deleted longer ago than the retention time. Returns what was purged.
+
+        Raises:
+            StoreError: the disk or the index failed.
+        """
+        oldest = time.time() - self.retention_s
+        try:
+            with self._index.transaction() as transaction:
+                return purge(
+                    self._layout,
+                    transaction,
+                    [stored for stored in transaction.tombstones() if (stored.deleted_at or 0.0) <= oldest],
+                )
+        except OSError as error:
+            raise StoreError(f"deleted versions can't be purged: {error.strerror}") from error
 
     def blob_path(self, stored: StoredVersion) -> Path:
         """Where the file of a version lies."""
@@ -258,13 +337,23 @@ class InterventionStore:
         return index
 
     def _put(
-        self, transaction: IndexTransaction, staged: Path, name: str, content: InterventionSet, quota: StoreQuota
+        self,
+        transaction: IndexTransaction,
+        staged: Path,
+        name: str,
+        content: InterventionSet,
+        quota: StoreQuota,
+        condition: PutCondition,
     ) -> StoredVersion:
         last_version = sync_name(self._layout, transaction, self._tenant, name)
         newest = transaction.newest(self._tenant, name)
+        condition.check(name, newest)
         if newest is None or newest.content_hash != content.content_hash:
             num_names, num_bytes = transaction.usage(self._tenant)
-            quota.check(num_names + (newest is None), num_bytes + staged.stat().st_size)
+            num_bytes += staged.stat().st_size
+            quota.check(num_names + (newest is None), num_bytes)
+            if quota.max_bytes is not None:
+                give_way(self._layout, transaction, self._tenant, quota.max_bytes - num_bytes)
         blob = self._layout.blob(content.content_hash)
         if _is_intact(blob, content.content_hash):
             staged.unlink()
@@ -286,28 +375,25 @@ class InterventionStore:
             tenant=self._tenant,
         )
         try:
-            return self._write_record(transaction, stored, after=placed)
+            return write_record(self._layout, transaction, stored, is_new=True, after=placed)
         except FileExistsError as error:
             # Only when another process lost its index while running: it no longer shares our lock.
             raise InterventionConflictError(f"another server just stored {stored.reference}; try again") from error
 
-    def _write_record(
-        self, transaction: IndexTransaction, stored: StoredVersion, after: tuple[Path, ...] = ()
-    ) -> StoredVersion:
-        """Write a record, visible only once the paths in `after`, which it needs, are on the disk."""
-        record = self._layout.record(stored.tenant, stored.name, stored.version)
-        durable.make_folder(record.parent.parent)
-        record.parent.mkdir(exist_ok=True)
-        temporary = durable.temporary_path(self._layout.temporary, ".record")
-        temporary.write_bytes(to_record(stored))
-        durable.sync(*after, temporary, record.parent.parent)
-        if stored.deleted_at is None:
-            durable.create_from(temporary, record)
-        else:
-            durable.move_file(temporary, record)
-        transaction.put(stored)
-        transaction.set_folder_mtime_ns(stored.tenant, stored.name, record.parent.stat().st_mtime_ns)
-        return stored
+    @contextmanager
+    def _writing(self, name: str, what: str) -> Iterator[IndexTransaction]:
+        """A transaction in which the index agrees with the records of `name`."""
+        check_name(name)
+        try:
+            with self._index.transaction() as transaction:
+                sync_name(self._layout, transaction, self._tenant, name)
+                yield transaction
+        except OSError as error:
+            raise StoreError(f"{name!r} can't be {what}: {error.strerror}") from error
+
+    def _check_intact(self, stored: StoredVersion) -> None:
+        if not _is_intact(self._layout.blob(stored.content_hash), stored.content_hash):
+            raise StoreError(f"the file of {stored.reference} is lost or damaged; upload it again")
 
     def _resolve_hash(self, name: str, prefix: str) -> StoredVersion:
         found = self._index.by_content(self._tenant, name, prefix)
@@ -339,6 +425,10 @@ class InterventionStore:
         close = difflib.get_close_matches(name, self._index.similar_names(self._tenant, name), n=3)
         hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
         return InterventionNotFoundError(f"there is no intervention {name!r}{hint}", param="name")
+
+
+def _is_version(stored: StoredVersion, wanted: int | str) -> bool:
+    return stored.version == wanted if isinstance(wanted, int) else stored.content_hash.startswith(wanted)
 
 
 def _is_intact(blob: Path, content_hash: str) -> bool:

@@ -13,7 +13,7 @@ class StoreQuota:
 
     Args:
         max_names: names with a living version.
-        max_bytes: living versions together, each counted in full.
+        max_bytes: living versions together, each counted in full. Deleted ones that could be restored give way to them.
     """
 
     max_names: int | None = None

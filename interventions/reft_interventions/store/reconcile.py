@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RebuildReport:
-    """What `rebuild` found: records read and unreadable, and files removed because no living version uses them."""
+    """What `rebuild` found: records read and unreadable, and files removed because no version needs them."""
 
     num_records: int
     num_unreadable_records: int
@@ -58,7 +58,7 @@ def sync_name(layout: StoreLayout, transaction: IndexTransaction, tenant: str, n
 
 
 def rebuild(layout: StoreLayout, transaction: IndexTransaction) -> RebuildReport:
-    """Read every record again; then remove the files that no living version uses.
+    """Read every record again; then remove the files that no version uses, living or restorable.
 
     No file is removed while a record can't be read: it may be the one that uses it.
     """
@@ -70,7 +70,7 @@ def rebuild(layout: StoreLayout, transaction: IndexTransaction) -> RebuildReport
         records, unreadable = _read_name(layout, transaction, tenant, folder.name, folder.stat().st_mtime_ns)
         num_records += len(records)
         num_unreadable += unreadable
-        used.update(layout.blob(stored.content_hash).name for stored in records if stored.deleted_at is None)
+        used.update(layout.blob(stored.content_hash).name for stored in records if stored.purged_at is None)
     if num_unreadable == 0:
         for blob in list(layout.all_blobs()):
             if blob.name not in used:

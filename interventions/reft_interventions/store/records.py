@@ -19,13 +19,14 @@ RECORD_FORMAT = 1
 
 @dataclass(frozen=True)
 class StoredVersion:
-    """One version under a name. It never changes, but for `deleted_at`.
+    """One version under a name. It never changes, but for `deleted_at` and `purged_at`.
 
     Args:
         content_hash: `sha256:<64 hex>` of the canonical manifest and tensors, computed here, never by a client.
         size_bytes: of the file.
         created_at: Unix seconds.
         deleted_at: Unix seconds; None while it lives. The number of a deleted version is never used again.
+        purged_at: Unix seconds; None while it lives or can be restored. Its file goes, its record stays.
         tenant: whose namespace it is in; empty where there is only one.
     """
 
@@ -37,6 +38,7 @@ class StoredVersion:
     manifest_json: str
     deleted_at: float | None = None
     tenant: str = ""
+    purged_at: float | None = None
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -48,9 +50,22 @@ class StoredVersion:
         """`name@version`."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def can_be_restored(self) -> bool:
+        """Deleted, and not purged yet."""
+        return self.deleted_at is not None and self.purged_at is None
+
     def deleted(self, deleted_at: float) -> StoredVersion:
         """The tombstone of this version."""
         return replace(self, deleted_at=deleted_at)
+
+    def restored(self) -> StoredVersion:
+        """This version, living again."""
+        return replace(self, deleted_at=None)
+
+    def purged(self, purged_at: float) -> StoredVersion:
+        """What remains of a tombstone for ever: the number is taken."""
+        return replace(self, purged_at=purged_at)
 
 
 def to_record(stored: StoredVersion) -> bytes:
@@ -71,7 +86,7 @@ def from_record(data: bytes, *, name: str, version: int, tenant: str = "") -> St
         raise StoreError(f"the record of {name}@{version} is not JSON: {error}") from error
     if not isinstance(fields, dict) or fields.get("format") != RECORD_FORMAT:
         raise StoreError(f"the record of {name}@{version} has a format that this version can't read")
-    fields.setdefault("tenant", "")
+    fields = {"tenant": "", "purged_at": None, **fields}
     if (fields["tenant"], fields.get("name"), fields.get("version")) != (tenant, name, version):
         raise StoreError(f"the record of {name}@{version} belongs to another tenant, name or version")
     return _checked(fields, f"{name}@{version}")
@@ -87,6 +102,7 @@ def _checked(fields: dict[str, Any], reference: str) -> StoredVersion:
         "manifest_json": (str,),
         "deleted_at": (int, float, type(None)),
         "tenant": (str,),
+        "purged_at": (int, float, type(None)),
     }
     for key, types in expected.items():
         if not isinstance(fields.get(key), types):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -119,7 +118,7 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     context: ApiContext = app.state.context
     await asyncio.to_thread(context.directory.open)
-    watcher = asyncio.create_task(context.directory.watch())
+    watchers = [asyncio.create_task(context.directory.watch()), asyncio.create_task(context.registry.purge_expired())]
     context.engine.start()
     if context.tuning is not None:
         await context.tuning.start()
@@ -132,8 +131,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         if app.state.tracing is not None:
             await asyncio.to_thread(app.state.tracing.close)
         context.grammars.close()
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
         await context.registry.close()
-        watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watcher
         await asyncio.to_thread(context.directory.close)

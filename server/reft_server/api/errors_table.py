@@ -69,6 +69,7 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
         interventions.InvalidInterventionNameError: 400,
         interventions.InterventionNotFoundError: 404,
         interventions.InterventionConflictError: 409,
+        interventions.InterventionPreconditionError: 412,
         interventions.InterventionQuotaError: 413,
         interventions.StoreError: 500,
         interventions.AdapterError: 500,

@@ -66,6 +66,12 @@ class Settings(BaseSettings):
     )
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 = any free one.")
     store_dir: Path = Field(default_factory=_default_store_dir, description="Folder of the intervention store.")
+    deleted_retention_s: float = Field(
+        7 * 86_400.0,
+        ge=0,
+        le=10 * 365 * 86_400,
+        description="A deleted intervention can be restored for so long, unless its space is needed, seconds.",
+    )
     database_url: SecretStr | None = Field(
         None,
         description="Database of tenants and keys: postgresql://user:password@host/name; unset = SQLite in the store's "

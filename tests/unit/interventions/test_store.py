@@ -16,9 +16,10 @@ from reft_interventions.errors import (
     InterventionConflictError,
     InterventionFileError,
     InterventionNotFoundError,
+    InterventionPreconditionError,
     StoreError,
 )
-from reft_interventions.store import InterventionStore, StoredVersion
+from reft_interventions.store import InterventionStore, PutCondition, StoredVersion
 from tests.intervention_sets import make_set
 
 
@@ -393,3 +394,50 @@ def snapshot(store: InterventionStore) -> dict[str, bytes]:
     root = store.new_temp_path().parents[1]
     kept = [path for folder in ("refs", "blobs") for path in sorted((root / folder).rglob("*")) if path.is_file()]
     return {str(path): path.read_bytes() for path in kept}
+
+
+def test_put_holds_its_condition_against_the_newest_version(store: InterventionStore) -> None:
+    def put_if(seed: int, condition: PutCondition) -> StoredVersion:
+        path = store.new_temp_path()
+        save(make_set(seed), path)
+        return store.put(path, "haiku", condition=condition)
+
+    new, existing = PutCondition(must_be_new=True), PutCondition(must_exist=True)
+    with pytest.raises(InterventionPreconditionError, match="no 'haiku' to replace"):
+        put_if(1, existing)
+    first = put_if(1, new)
+    with pytest.raises(InterventionPreconditionError, match="exists"):
+        put_if(2, new)
+    only_first = PutCondition(content_hashes=frozenset({first.content_hash}))
+    assert put_if(2, only_first).version == 2
+    with pytest.raises(InterventionPreconditionError, match="newest version of 'haiku' is now 2"):
+        put_if(3, only_first)
+    assert put_if(3, existing).version == 3
+    store.delete("haiku")
+    with pytest.raises(InterventionPreconditionError):
+        put_if(4, existing)
+    assert put_if(4, new).version == 4
+
+
+def test_of_two_writers_with_one_condition_one_stores(store: InterventionStore) -> None:
+    first = put(store, make_set(0))
+    condition = PutCondition(content_hashes=frozenset({first.content_hash}))
+    outcomes: list[str] = []
+
+    def write(seed: int) -> None:
+        path = store.new_temp_path()
+        save(make_set(seed), path)
+        try:
+            store.put(path, "haiku", condition=condition)
+            outcomes.append("stored")
+        except InterventionPreconditionError:
+            path.unlink()
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["refused", "refused", "refused", "stored"]
+    assert store.resolve("haiku").version == 2
