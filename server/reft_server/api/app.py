@@ -27,6 +27,7 @@ from .handlers import install_handlers
 from .lifecycle import Lifecycle
 from .middleware import RequestMiddleware
 from .model_names import ModelNames
+from .openapi_document import install_document
 from .routes import admin, chat, completions, files, fine_tuning, interventions, models, operations, tokenize
 from .settings import ApiSettings
 from .tokenization import Tokenization
@@ -109,6 +110,7 @@ def create_app(
     )
     app.state.tracing = tracing
     install_handlers(app)
+    install_document(app)
     for module in (completions, chat, models, interventions, files, fine_tuning, tokenize, admin, operations):
         app.include_router(module.router)
     return app
