@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
 from reft_server.base_model import locate_model
 from reft_server.config import SettingField, Settings, load_settings, setting_fields
 from reft_server.errors import ConfigurationError, ReftError
+from reft_server.http_server import run
 from reft_server.logging_setup import configure_logging
-from reft_server.serving import build_app, check_exposure, run
+from reft_server.reload import ReadSettings, SettingsReload
+from reft_server.serving import build_app, check_exposure
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.cli import main as keys_command
 
@@ -33,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     is_fetch_only = options.pop("fetch_only")
     try:
-        settings = load_settings(_overrides(options))
+        overrides = _overrides(options)
+        settings = load_settings(overrides)
         configure_logging(settings.log_level, settings.log_format)
-        return _fetch_only(settings) if is_fetch_only else _serve(settings)
+        return _fetch_only(settings) if is_fetch_only else _serve(settings, partial(load_settings, overrides))
     except ReftError as error:
         sys.stderr.write(f"reft-serve: {error.message}\n")
         return EXIT_USAGE
@@ -86,12 +92,19 @@ def _fetch_only(settings: Settings) -> int:
     return 0
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, read: ReadSettings) -> int:
+    if settings.config is not None:
+        signal.signal(signal.SIGHUP, _ignore)  # until the server takes it: it would end a start that is under way
     # Bound before the model is loaded: a port in use shows at once, and nobody takes it meanwhile.
     with _bind(settings) as listener, closing(_directory(settings)) as directory:
         directory.open()
         open_to = check_exposure(listener, settings, directory)
-        return run(build_app(settings, directory, open_to=open_to), settings, listener)
+        reload = SettingsReload(settings, read, directory)
+        return run(build_app(settings, directory, open_to=open_to, reload=reload), settings, listener, reload)
+
+
+def _ignore(_signal: int, _frame: FrameType | None) -> None:
+    """SIG_IGN would be handed down to training processes."""
 
 
 def _directory(settings: Settings) -> TenantDirectory:

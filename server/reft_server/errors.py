@@ -52,6 +52,12 @@ class ConfigurationError(ReftError):
     code = "configuration_error"
 
 
+class SettingsReloadError(ReftError):
+    """The settings can't be read again; the server goes on with those that it has."""
+
+    code = "settings_reload_failed"
+
+
 class ModelUnavailableError(ReftError):
     """The base model can't be found or fetched."""
 

@@ -94,7 +94,7 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = sorted(eos_token_ids)
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._llguidance_tokenizer: LLTokenizer | None = None  # made when the first grammar comes: it takes a second
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reft-grammar")
 
@@ -107,9 +107,9 @@ class GrammarCompiler:
             UnsupportedParameterError: the base model's tokenizer can't be followed.
         """
         size = len(source.text.encode())
-        if size > self._max_bytes:
+        if size > self.max_bytes:
             raise GrammarTooComplexError(
-                f"The grammar has {size} bytes, at most {self._max_bytes} are taken", param=source.param
+                f"The grammar has {size} bytes, at most {self.max_bytes} are taken", param=source.param
             )
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._compile, source)
 

@@ -124,7 +124,7 @@ class Registry:
         self._device_pool = device_pool
         self._engine = engine
         self._base = base
-        self._limits = limits
+        self.limits = limits
         self._names = _UsedNames()
         self._upload_slots = asyncio.Semaphore(_NUM_CONCURRENT_UPLOADS)
 
@@ -311,12 +311,12 @@ class Registry:
         self._store.close()
 
     def _read_upload(self, path: Path) -> tuple[InterventionSet, FoldedSet]:
-        intervention_set = load(path, self._limits)
+        intervention_set = load(path, self.limits)
         validate_for_base(intervention_set, self._base)
         return intervention_set, intervention_set.fold()
 
     def _load_stored(self, stored: StoredVersion) -> FoldedSet:
-        intervention_set = self._store.namespace(stored.tenant).load(stored, self._limits)
+        intervention_set = self._store.namespace(stored.tenant).load(stored, self.limits)
         # Servers with different base models may share one store. The values were checked before it was stored, and its
         # hash shows that they are the same.
         check_base(intervention_set, self._base)

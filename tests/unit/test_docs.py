@@ -77,6 +77,12 @@ def test_docs_settings_name_no_setting_that_is_gone() -> None:
     assert named == {field.variable for field in setting_fields()}
 
 
+def test_docs_settings_list_exactly_the_reloadable_ones() -> None:
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    listed = re.findall(r"`(REFT_\w+)`", page.partition("Reloadable: ")[2].partition("\n")[0])
+    assert listed == [field.variable for field in setting_fields() if field.is_reloadable]
+
+
 @pytest.mark.parametrize("error", list(error_types()), ids=lambda error: error.__name__)
 def test_docs_errors_have_every_code_with_its_status(error: type[ReftError]) -> None:
     assert error in STATUS_BY_ERROR

@@ -14,6 +14,7 @@ __all__ = [
     "ApiKeyRequest",
     "ApiKeyRotation",
     "CreatedApiKey",
+    "SettingsReload",
     "TenantInfo",
     "TenantLimits",
     "TenantList",
@@ -113,6 +114,19 @@ class CreatedApiKey(ApiKeyInfo):
     """A new key. `key` is shown this once: the server keeps a hash of it."""
 
     key: str = Field(repr=False)
+
+
+class SettingsReload(ResponseModel):
+    """What a server found when it read its settings again, by their keys in the settings file.
+
+    Args:
+        changed: took effect.
+        needs_restart: differ from what the server runs with, and can't change while it does.
+    """
+
+    object: Literal["settings.reload"] = "settings.reload"
+    changed: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()
 
 
 class ApiKeyList(ResponseModel):

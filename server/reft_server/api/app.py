@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,13 @@ from reft_server.fine_tuning.service import FineTuning
 from reft_server.grammars import GrammarCompiler
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
+from reft_server.reload import Reloaded
 from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.meters import Meters
 
 from .authentication import Authenticator, OpenTo
-from .context import ApiContext
+from .context import ApiContext, LiveSettings
 from .handlers import install_handlers
 from .lifecycle import Lifecycle
 from .middleware import RequestMiddleware
@@ -52,6 +54,7 @@ def create_app(
     *,
     open_to: OpenTo = "everybody",
     tracing: Tracing | None = None,
+    reload: Callable[[], Awaitable[Reloaded]] | None = None,
 ) -> FastAPI:
     """Build the app. Its lifespan starts the engine and the jobs, and at the end stops them and closes the registry.
 
@@ -60,6 +63,7 @@ def create_app(
         directory: of tenants and keys; None = an empty one.
         tracing: makes a span of every request; None = no traces.
         open_to: who is the operator while there are no keys.
+        reload: reads the settings again; None = they never change.
     """
     directory = directory or TenantDirectory.in_memory()
     lifecycle = Lifecycle()
@@ -71,7 +75,7 @@ def create_app(
         ),
         registry=registry,
         sources=SourceCache(engine, settings.source_cache_bytes),
-        settings=settings,
+        live_settings=LiveSettings(settings),
         metrics=Metrics(
             engine.stats,
             lambda: registry.stats().pool,
@@ -86,6 +90,7 @@ def create_app(
         directory=directory,
         meters=Meters(directory),
         started_at=int(time.time()),
+        reload=reload or _nothing_reloaded,
         tuning=tuning,
     )
     app = FastAPI(
@@ -96,16 +101,13 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.context = context
-    upload_limits = {"/v1/interventions": settings.max_upload_bytes}
-    if tuning is not None:
-        upload_limits["/v1/files"] = tuning.settings.max_file_bytes
     app.add_middleware(
         RequestMiddleware,
-        settings=settings,
+        settings=context.live_settings,
         lifecycle=context.lifecycle,
         authenticator=Authenticator(directory, open_to=open_to),
         meters=context.meters,
-        upload_limits=upload_limits,
+        upload_limit=partial(_upload_limit, context),
         tracing=tracing,
     )
     app.state.tracing = tracing
@@ -114,6 +116,16 @@ def create_app(
     for module in (completions, chat, models, interventions, files, fine_tuning, tokenize, admin, operations):
         app.include_router(module.router)
     return app
+
+
+def _upload_limit(context: ApiContext, path: str) -> int | None:
+    if path == "/v1/files" and context.tuning is not None:
+        return context.tuning.settings.max_file_bytes
+    return context.settings.max_upload_bytes if path == "/v1/interventions" else None
+
+
+async def _nothing_reloaded() -> Reloaded:
+    return Reloaded()
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from reft_server.fine_tuning.service import FineTuning
 from reft_server.grammars import GrammarCompiler
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
+from reft_server.reload import Reloaded
 from reft_server.request_context import note
 from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
@@ -26,23 +28,39 @@ from .settings import ApiSettings
 from .tokenization import Tokenization
 
 
+class LiveSettings:
+    """The API's settings now: `current` is replaced as a whole when they are reloaded."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self.current = settings
+
+
 @dataclass(frozen=True)
 class ApiContext:
-    """The app's parts. `started_at` is Unix time in seconds; `tuning` is None where it is switched off."""
+    """The app's parts. `started_at` is Unix time in seconds; `tuning` is None where it is switched off.
+
+    `reload` reads the server's settings again.
+    """
 
     engine: Engine
     tokenization: Tokenization
     grammars: GrammarCompiler
     registry: Registry
     sources: SourceCache
-    settings: ApiSettings
+    live_settings: LiveSettings
     metrics: Metrics
     model_names: ModelNames
     lifecycle: Lifecycle
     directory: TenantDirectory
     meters: Meters
     started_at: int
+    reload: Callable[[], Awaitable[Reloaded]]
     tuning: FineTuning | None = None
+
+    @property
+    def settings(self) -> ApiSettings:
+        """The settings now; they may be others at the next look."""
+        return self.live_settings.current
 
 
 def get_context(request: Request) -> ApiContext:

@@ -17,6 +17,7 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
     {
         server.ReftError: 500,
         server.ConfigurationError: 500,
+        server.SettingsReloadError: 409,
         server.ModelUnavailableError: 503,
         server.UnsupportedModelError: 500,
         server.InvalidRequestError: 400,

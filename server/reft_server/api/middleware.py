@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -28,10 +28,9 @@ from reft_server.tenants.meters import Meter, Meters
 from reft_server.tenants.model import wire_name
 
 from .authentication import PUBLIC_PATHS, Authenticator, set_caller
-from .context import count_error
+from .context import LiveSettings, count_error
 from .errors_table import error_response
 from .lifecycle import PROBE_PATHS, Lifecycle
-from .settings import ApiSettings
 
 if TYPE_CHECKING:
     from reft_server.tracing import Tracing
@@ -53,17 +52,18 @@ class RequestMiddleware:
     The id in `x-request-id` is the client's where it sends a sane one. It is for logs only: nothing is keyed by it.
 
     Args:
-        upload_limits: the largest file that each path takes, bytes; other paths take JSON bodies.
+        settings: as they are at the moment.
+        upload_limit: the largest file that a path takes now, bytes; None = it takes a JSON body.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        settings: ApiSettings,
+        settings: LiveSettings,
         lifecycle: Lifecycle,
         authenticator: Authenticator,
         meters: Meters,
-        upload_limits: Mapping[str, int],
+        upload_limit: Callable[[str], int | None],
         tracing: Tracing | None = None,
     ) -> None:
         self._app = app
@@ -71,8 +71,8 @@ class RequestMiddleware:
         self._tracing = tracing
         self._authenticator = authenticator
         self._meters = meters
-        self._settings = settings
-        self._upload_limits = upload_limits
+        self._live_settings = settings
+        self._upload_limit = upload_limit
         self._num_generating = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,14 +123,14 @@ class RequestMiddleware:
         # before a byte of the body is read
         send.meter = meter = self._meters.of(self._authenticate(scope, headers).tenant.name)
         meter.take_request()
-        upload_limit = self._upload_limits.get(scope["path"])
-        limit = self._settings.max_body_bytes if upload_limit is None else upload_limit + MULTIPART_OVERHEAD_BYTES
-        body = _BoundedBody(receive, limit, self._settings.body_timeout_s)
+        upload_limit, settings = self._upload_limit(scope["path"]), self._live_settings.current
+        limit = settings.max_body_bytes if upload_limit is None else upload_limit + MULTIPART_OVERHEAD_BYTES
+        body = _BoundedBody(receive, limit, settings.body_timeout_s)
         await body.check_declared(headers)
         if scope["path"] not in GENERATION_PATHS:
             await self._app(scope, body.receive, send)
             return
-        if self._num_generating >= self._settings.max_concurrent_requests:
+        if self._num_generating >= settings.max_concurrent_requests:
             raise EngineOverloadedError(f"{self._num_generating} requests are running already; try again soon")
         self._num_generating += 1
         try:

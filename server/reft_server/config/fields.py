@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ByteSize, ConfigDict
 from pydantic.fields import FieldInfo
 
+from .groups import RELOADABLE
 from .settings import ENV_PREFIX, Settings
 
 
@@ -26,6 +28,20 @@ class SettingField(BaseModel):
     @property
     def flag(self) -> str:
         return "--" + "-".join(self.path).replace("_", "-")
+
+    @property
+    def key(self) -> str:
+        """What the settings file calls it, dots for tables: `engine.max_queue_len`."""
+        return ".".join(self.path)
+
+    @property
+    def is_reloadable(self) -> bool:
+        """Whether a running server can take a new value."""
+        return self.info.json_schema_extra == RELOADABLE
+
+    def value_in(self, settings: Settings) -> Any:
+        """The value that it has there."""
+        return functools.reduce(getattr, self.path, settings)
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from reft_server.api.settings import ApiSettings
 from reft_server.engine.settings import EngineSettings, ModelPath, PrefixCacheScope, WeightDtype
 from reft_server.fine_tuning.settings import FineTuningSettings
 from reft_server.tenants.model import TenantLimits
+
+RELOADABLE: Final[JsonDict] = {"reloadable": True}
+"""Marks a setting that a running server takes from the settings file anew (`reft_server.reload`)."""
 
 _ENGINE = EngineSettings()
 _API = ApiSettings()
@@ -50,10 +54,18 @@ class EngineGroup(BaseModel):
         "interventions, off = none.",
     )
     max_queue_len: int = Field(
-        _ENGINE.max_queue_len, ge=0, le=1 << 20, description="Requests that may wait; one more is refused at once."
+        _ENGINE.max_queue_len,
+        ge=0,
+        le=1 << 20,
+        description="Requests that may wait; one more is refused at once.",
+        json_schema_extra=RELOADABLE,
     )
     max_queue_time_s: float = Field(
-        _ENGINE.max_queue_time_s, gt=0, le=86_400, description="A request that waits longer is refused, seconds."
+        _ENGINE.max_queue_time_s,
+        gt=0,
+        le=86_400,
+        description="A request that waits longer is refused, seconds.",
+        json_schema_extra=RELOADABLE,
     )
     max_step_time_s: float = Field(
         _ENGINE.max_step_time_s,
@@ -150,23 +162,47 @@ class TenantGroup(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     share_prefixes: bool = Field(
-        _API.shares_prefixes, description="Tenants reuse what was computed for each other's prompts, and can tell."
+        _API.shares_prefixes,
+        description="Tenants reuse what was computed for each other's prompts, and can tell.",
+        json_schema_extra=RELOADABLE,
     )
     requests_per_minute: int | None = Field(
-        None, ge=0, lt=1 << 53, description="Requests of one tenant per minute, on any route that needs a key."
+        None,
+        ge=0,
+        lt=1 << 53,
+        description="Requests of one tenant per minute, on any route that needs a key.",
+        json_schema_extra=RELOADABLE,
     )
     tokens_per_minute: int | None = Field(
-        None, ge=0, lt=1 << 53, description="Prompt and generated tokens of one tenant per minute."
+        None,
+        ge=0,
+        lt=1 << 53,
+        description="Prompt and generated tokens of one tenant per minute.",
+        json_schema_extra=RELOADABLE,
     )
     max_concurrent_requests: int | None = Field(
-        None, ge=0, lt=1 << 53, description="Generations of one tenant that run or wait at once."
+        None,
+        ge=0,
+        lt=1 << 53,
+        description="Generations of one tenant that run or wait at once.",
+        json_schema_extra=RELOADABLE,
     )
     max_stored_bytes: ByteSize | None = Field(
-        None, ge=0, lt=1 << 53, description="Intervention files of one tenant, all versions together, such as 1GiB."
+        None,
+        ge=0,
+        lt=1 << 53,
+        description="Intervention files of one tenant, all versions together, such as 1GiB.",
+        json_schema_extra=RELOADABLE,
     )
-    max_sets: int | None = Field(None, ge=0, lt=1 << 53, description="Names of intervention sets of one tenant.")
+    max_sets: int | None = Field(
+        None, ge=0, lt=1 << 53, description="Names of intervention sets of one tenant.", json_schema_extra=RELOADABLE
+    )
     max_upload_bytes: ByteSize | None = Field(
-        None, ge=0, lt=1 << 53, description="Largest intervention file of a tenant; REFT_MAX_UPLOAD_BYTES holds too."
+        None,
+        ge=0,
+        lt=1 << 53,
+        description="Largest intervention file of a tenant; REFT_MAX_UPLOAD_BYTES holds too.",
+        json_schema_extra=RELOADABLE,
     )
 
     def to_tenant_limits(self) -> TenantLimits:

@@ -17,7 +17,7 @@ from reft_server.api.settings import ApiSettings
 from reft_server.connections import ConnectionLimits
 from reft_server.logging_setup import LogFormat
 
-from .groups import EngineGroup, FineTuningGroup, TenantGroup, plain
+from .groups import RELOADABLE, EngineGroup, FineTuningGroup, TenantGroup, plain
 
 ENV_PREFIX = "REFT_"
 
@@ -41,6 +41,9 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
+    config: Path | None = Field(
+        None, description="TOML file of settings, read again at SIGHUP; variables and flags win. unset = none."
+    )
     model: str = Field(
         DEFAULT_MODEL, min_length=1, description="Base model: the default's name, a Hugging Face id, or a local folder."
     )
@@ -100,60 +103,77 @@ class Settings(BaseSettings):
         ge=1 << 10,
         le=1 << 34,
         description="Largest intervention file accepted, such as 64MiB.",
+        json_schema_extra=RELOADABLE,
     )
     max_body_bytes: ByteSize = Field(
         ByteSize(_API.max_body_bytes),
         ge=1 << 10,
         le=1 << 30,
         description="Largest JSON request body accepted, such as 4MiB.",
+        json_schema_extra=RELOADABLE,
     )
     request_timeout_s: float = Field(
         _API.request_timeout_s,
         gt=0,
         le=86_400,
         description="A generation that runs longer ends with an error, seconds.",
+        json_schema_extra=RELOADABLE,
     )
     max_concurrent_requests: int = Field(
         _API.max_concurrent_requests,
         ge=1,
         le=1 << 20,
         description="Generations that run or wait at once; one more is refused with 429.",
+        json_schema_extra=RELOADABLE,
     )
     max_connections: int = Field(
-        _CONNECTIONS.max_connections, ge=1, le=1 << 20, description="Connections open at once; one more is closed."
+        _CONNECTIONS.max_connections,
+        ge=1,
+        le=1 << 20,
+        description="Connections open at once; one more is closed.",
+        json_schema_extra=RELOADABLE,
     )
     header_timeout_s: float = Field(
         _CONNECTIONS.header_timeout_s,
         gt=0,
         le=3600,
         description="A connection whose request's head is not complete by then is closed, seconds.",
+        json_schema_extra=RELOADABLE,
     )
     body_timeout_s: float = Field(
         _API.body_timeout_s,
         gt=0,
         le=3600,
         description="A body that pauses so long, or comes slower than 1 KiB/s on top, is refused with 408, seconds.",
+        json_schema_extra=RELOADABLE,
     )
     write_timeout_s: float = Field(
         _CONNECTIONS.write_timeout_s,
         gt=0,
         le=3600,
         description="A connection whose client stops reading for so long is closed, seconds.",
+        json_schema_extra=RELOADABLE,
     )
     max_choices_per_request: int = Field(
-        _API.max_choices_per_request, ge=1, le=4096, description="Prompts times n of one request."
+        _API.max_choices_per_request,
+        ge=1,
+        le=4096,
+        description="Prompts times n of one request.",
+        json_schema_extra=RELOADABLE,
     )
     max_chat_tokens: int | None = Field(
         _API.max_chat_tokens,
         ge=1,
         le=1 << 24,
         description="New tokens of a chat answer whose request sets no limit; unset = the rest of the window.",
+        json_schema_extra=RELOADABLE,
     )
     max_grammar_bytes: ByteSize = Field(
         ByteSize(_API.max_grammar_bytes),
         ge=1,
         le=1 << 22,
         description="Longest JSON Schema, pattern or grammar of one request.",
+        json_schema_extra=RELOADABLE,
     )
     source_cache_bytes: ByteSize = Field(
         ByteSize(_API.source_cache_bytes),
@@ -169,10 +189,18 @@ class Settings(BaseSettings):
         "as other.",
     )
     shutdown_timeout_s: int = Field(
-        5, ge=0, le=3_600, description="Time that running requests get to finish at shutdown, seconds."
+        5,
+        ge=0,
+        le=3_600,
+        description="Time that running requests get to finish at shutdown, seconds.",
+        json_schema_extra=RELOADABLE,
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    log_format: LogFormat = Field("text", description="text, or json = one JSON object per line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged.", json_schema_extra=RELOADABLE
+    )
+    log_format: LogFormat = Field(
+        "text", description="text, or json = one JSON object per line.", json_schema_extra=RELOADABLE
+    )
     otlp_traces_endpoint: str | None = Field(
         None,
         pattern=r"^https?://",

@@ -48,7 +48,7 @@ class DevicePool:
     def __init__(self, device: torch.device, budget_bytes: int, max_wait_s: float) -> None:
         self._device = device
         self._budget_bytes = budget_bytes
-        self._max_wait_s = max_wait_s
+        self.max_wait_s = max_wait_s
         self._copies: OrderedDict[str, _Copy] = OrderedDict()  # least recently used first
         self._num_bytes = 0
         self._num_evictions = 0
@@ -92,13 +92,13 @@ class DevicePool:
 
     async def _wait_for_room(self, needed: Mapping[str, FoldedSet]) -> None:
         try:
-            async with asyncio.timeout(self._max_wait_s), self._turn:
+            async with asyncio.timeout(self.max_wait_s), self._turn:
                 while not self._make_room(needed):
                     self._unpinned.clear()
                     await self._unpinned.wait()
         except TimeoutError as error:
             raise EngineOverloadedError(
-                f"running requests used the whole device memory for interventions for {self._max_wait_s:g} s; try again"
+                f"running requests used the whole device memory for interventions for {self.max_wait_s:g} s; try again"
             ) from error
 
     def _make_room(self, needed: Mapping[str, FoldedSet]) -> bool:

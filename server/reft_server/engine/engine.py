@@ -148,6 +148,11 @@ class LocalEngine:
         for future in futures:
             future.set_exception(error)
 
+    def bound_queue(self, max_len: int, max_time_s: float) -> None:
+        """Change the limits of the queue, from the next step on; those that wait already are not excepted."""
+        self._settings = replace(self._settings, max_queue_len=max_len, max_queue_time_s=max_time_s)
+        self._scheduler.settings = self._settings
+
     def _check_queue(self, tenant: str) -> None:
         """A full queue still takes a request of a tenant that has fewer there than another, who then gives way."""
         limit = self._settings.max_queue_len

@@ -85,7 +85,7 @@ class Scheduler:
     """
 
     def __init__(self, settings: EngineSettings, placement: Placement) -> None:
-        self._settings = settings
+        self.settings = settings
         self._placement = placement
         self._num_held_steps = 0
         self._has_paused = False
@@ -99,7 +99,7 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledChunk]:
         """Choose the next step's chunks; empty when there is nothing to do."""
-        step = _Step(self._settings.max_num_batched_tokens)
+        step = _Step(self.settings.max_num_batched_tokens)
         self._num_held_steps = max(self._num_held_steps - 1, 0)
         first = None if self._has_paused else self._first_of_newcomer(step)
         self._has_paused = first is not None
@@ -128,7 +128,7 @@ class Scheduler:
     def overdue(self) -> list[tuple[Sequence, ReftError]]:
         """Sequences past their deadline, or that never ran and have waited longer than the queue-time limit."""
         now = time.monotonic()
-        limit = self._settings.max_queue_time_s
+        limit = self.settings.max_queue_time_s
         found: list[tuple[Sequence, ReftError]] = []
         for sequence in (*self.waiting, *self.running):
             age = now - sequence.arrival_time_s
@@ -141,9 +141,9 @@ class Scheduler:
 
     def displaced(self) -> list[tuple[Sequence, ReftError]]:
         """Who gives way when the queue has run over: the last of the tenant that fills it most."""
-        if len(self.waiting) <= self._settings.max_queue_len:
+        if len(self.waiting) <= self.settings.max_queue_len:
             return []
-        num_surplus = sum(not one.has_run for one in self.waiting) - self._settings.max_queue_len
+        num_surplus = sum(not one.has_run for one in self.waiting) - self.settings.max_queue_len
         error = EngineOverloadedError("the queue is full, and this tenant fills most of it; try again in a moment")
         return [(sequence, error) for sequence in self.waiting.heaviest(num_surplus)]
 
@@ -165,7 +165,7 @@ class Scheduler:
 
     def _is_greedy(self, tenant: str) -> bool:
         """Whether a tenant has more than its share of all places."""
-        return self.waiting.num_running[tenant] * self.waiting.num_active_tenants > self._settings.max_num_seqs
+        return self.waiting.num_running[tenant] * self.waiting.num_active_tenants > self.settings.max_num_seqs
 
     def _decode(self, step: _Step, newcomer: Sequence | None) -> None:
         decoding = (one for one in self.running if one.num_pending_tokens == 1 and one is not newcomer)
@@ -213,7 +213,7 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, step: _Step) -> bool:
         """Let a waiting sequence run; False when there is no place or no room for it."""
-        if len(self.running) >= self._settings.max_num_seqs and not self._take_place_for(sequence, step):
+        if len(self.running) >= self.settings.max_num_seqs and not self._take_place_for(sequence, step):
             return False
         while not self._placement.place(sequence):
             if not self._take_place_for(sequence, step):

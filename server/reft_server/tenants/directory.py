@@ -46,7 +46,7 @@ class TenantDirectory:
 
     def __init__(self, engine: Engine, defaults: TenantLimits | None = None) -> None:
         self._engine = engine
-        self._defaults = defaults or TenantLimits()
+        self.defaults = defaults or TenantLimits()
         self._lock = threading.RLock()
         self._is_open = False
         self.snapshot: Snapshot = EMPTY
@@ -101,7 +101,7 @@ class TenantDirectory:
     def limits_of(self, tenant: str) -> TenantLimits:
         """What a tenant may use now: its own limits, and the defaults where it has none; None = no limit."""
         found = self.snapshot.tenants.get(tenant)
-        return self._defaults if found is None else found.limits.or_else(self._defaults)
+        return self.defaults if found is None else found.limits.or_else(self.defaults)
 
     async def watch(self) -> None:
         """Refresh for ever. While the database can't be read, the last snapshot stays in use."""

@@ -124,6 +124,57 @@ def test_every_setting_has_a_description_and_bounds(field) -> None:  # type: ign
         assert len(field.info.metadata) >= 2, "a number needs a lower and an upper bound"
 
 
+def test_settings_come_from_a_file_and_variables_and_flags_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "reft.toml"
+    path.write_text(
+        'port = 1\nlog_level = "debug"\n[engine]\nmax_queue_len = 1\nmax_num_seqs = 2\nkv_cache_bytes = "1GiB"\n'
+    )
+    monkeypatch.setenv("REFT_CONFIG", str(path))
+    monkeypatch.setenv("REFT_LOG_LEVEL", "warning")
+    monkeypatch.setenv("REFT_ENGINE_MAX_QUEUE_LEN", "3")
+    settings = load_settings({"engine": {"max_num_seqs": "4"}})
+    assert (settings.port, settings.log_level, settings.config) == (1, "warning", path)
+    assert (settings.engine.max_queue_len, settings.engine.max_num_seqs) == (3, 4)
+    assert settings.engine.kv_cache_bytes == 1 << 30
+    assert settings.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", "Unknown setting prot in {path}: did you mean port?"),
+        (
+            "[engine]\nmax_que_len = 1",
+            "Unknown setting engine.max_que_len in {path}: did you mean engine.max_queue_len?",
+        ),
+        ("[engin]\nmax_queue_len = 1", "did you mean engine.max_queue_len?"),
+        ("engine = 1", "Unknown setting engine in"),
+        ("[port]\nhost = 1", "did you mean"),
+        ('config = "another.toml"', "Unknown setting config"),
+        ("[engine]\nmax_num_seqs = 0", "engine.max_num_seqs in {path} is 0: Input should be greater than"),
+        ("port = [1]", "port in {path} is [1]"),
+        ("port: 1", "{path} is not TOML"),
+        ("\x00", "{path} is not TOML"),
+        (None, "Can't read the settings file {path}: No such file"),
+    ],
+)
+def test_settings_file_at_fault_is_refused_in_one_sentence(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "reft.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({"config": str(path)})
+    assert words.format(path=path) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_value_of_a_variable_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "reft.toml").write_text("[engine]\nmax_num_seqs = 5\n")
+    monkeypatch.setenv("REFT_ENGINE_MAX_NUM_SEQS", "0")
+    with pytest.raises(ConfigurationError, match="--engine-max-num-seqs"):
+        load_settings({"config": tmp_path / "reft.toml"})
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().port = 1  # type: ignore[misc]

@@ -19,12 +19,13 @@ import pytest
 from reft_interventions.errors import StoreError
 from reft_server.config import load_settings
 from reft_server.errors import ConfigurationError
+from reft_server.http_server import ready_text
 from reft_server.registry import Registry
-from reft_server.serving import _preloading, build_app, ready_text
+from reft_server.serving import _preloading, build_app
 
 HANGING_SERVER = """
 import asyncio, socket, uvicorn
-from reft_server.serving import HttpServer
+from reft_server.http_server import HttpServer
 
 async def app(scope, receive, send):
     assert scope["type"] == "lifespan"

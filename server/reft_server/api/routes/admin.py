@@ -15,13 +15,14 @@ from reft_client.types import (
     ApiKeyRequest,
     ApiKeyRotation,
     CreatedApiKey,
+    SettingsReload,
     TenantInfo,
     TenantLimits,
     TenantList,
     TenantRequest,
 )
 from reft_server import tenants
-from reft_server.errors import TenantNotFoundError
+from reft_server.errors import ConfigurationError, SettingsReloadError, TenantNotFoundError
 from reft_server.tenants.keys import NewKey
 from reft_server.tenants.model import key_state, tenant_of_wire_name, wire_name
 
@@ -102,6 +103,16 @@ async def rotate_key(
 async def revoke_key(context: Context, key_id: str) -> ApiKeyInfo:
     """Here it ends with the answer, on other servers of the same store within two seconds."""
     return _key_info(await asyncio.to_thread(context.directory.revoke_key, key_id))
+
+
+@router.post("/reload", summary="Read the settings file again", responses={409: ERROR})
+async def reload_settings(context: Context) -> SettingsReload:
+    """What can change takes effect for the requests that come next; where a value is wrong, nothing does."""
+    try:
+        found = await context.reload()
+    except ConfigurationError as error:
+        raise SettingsReloadError(error.message, param=error.param) from error
+    return SettingsReload(changed=found.changed, needs_restart=found.needs_restart)
 
 
 def _tenant_info(tenant: tenants.Tenant) -> TenantInfo:

@@ -102,6 +102,7 @@ CASES: dict[tuple[str, str], Case] = {
     ("GET", "/v1/admin/tenants/{tenant}/keys"): Case(("admin",)),
     ("POST", "/v1/admin/keys/{key_id}/rotate"): Case(("admin",), body={}),
     ("DELETE", "/v1/admin/keys/{key_id}"): Case(("admin",)),
+    ("POST", "/v1/admin/reload"): Case(("admin",)),
     ("GET", "/metrics"): Case(("metrics",)),
     ("GET", "/health"): Case(()),
     ("GET", "/ready"): Case(()),
