@@ -62,7 +62,7 @@ class StoreIndex:
             self._writer.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[IndexTransaction]:
+    def index_transaction(self) -> Iterator[IndexTransaction]:
         """A write transaction; at most one at a time over all threads and processes.
 
         Raises:
@@ -146,7 +146,7 @@ class IndexTransaction:
     """What a writer does while it holds the lock."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+        self.connection = connection
 
     def newest(self, tenant: str, name: str) -> StoredVersion | None:
         """The newest living version of a name."""
@@ -156,24 +156,24 @@ class IndexTransaction:
     def records(self, tenant: str, name: str) -> list[StoredVersion]:
         """All versions of a name, deleted ones too, oldest first."""
         query = f"SELECT {_COLUMNS} FROM versions WHERE tenant = ? AND name = ? ORDER BY version"
-        return [StoredVersion(*row) for row in self._connection.execute(query, (tenant, name)).fetchall()]
+        return [StoredVersion(*row) for row in self.connection.execute(query, (tenant, name)).fetchall()]
 
     def usage(self, tenant: str) -> tuple[int, int]:
         """How many names of a tenant have a living version, and the bytes of all living versions together."""
         query = "SELECT count(DISTINCT name), coalesce(sum(size_bytes), 0) FROM versions WHERE tenant = ?"
-        row = self._connection.execute(f"{query} AND deleted_at IS NULL", (tenant,)).fetchone()
+        row = self.connection.execute(f"{query} AND deleted_at IS NULL", (tenant,)).fetchone()
         return int(row[0]), int(row[1])
 
     def tombstones(self, tenant: str | None = None) -> list[StoredVersion]:
         """The deleted versions that can be restored, of one tenant or of all, oldest deletion first."""
         query = f"SELECT {_COLUMNS} FROM versions WHERE {_CAN_BE_RESTORED} AND (? IS NULL OR tenant = ?)"
-        rows = self._connection.execute(f"{query} ORDER BY deleted_at, name, version", (tenant, tenant)).fetchall()
+        rows = self.connection.execute(f"{query} ORDER BY deleted_at, name, version", (tenant, tenant)).fetchall()
         return [StoredVersion(*row) for row in rows]
 
     def folder_mtime_ns(self, tenant: str, name: str) -> int | None:
         """See `StoreIndex.folder_mtimes`; None for an unknown name."""
         query = "SELECT folder_mtime_ns FROM names WHERE tenant = ? AND name = ?"
-        row = self._connection.execute(query, (tenant, name)).fetchone()
+        row = self.connection.execute(query, (tenant, name)).fetchone()
         return None if row is None else int(row[0])
 
     def put(self, stored: StoredVersion) -> None:
@@ -189,29 +189,29 @@ class IndexTransaction:
             stored.tenant,
             stored.purged_at,
         )
-        self._connection.execute(
+        self.connection.execute(
             f"INSERT OR REPLACE INTO versions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values
         )
 
     def set_folder_mtime_ns(self, tenant: str, name: str, mtime_ns: int) -> None:
-        self._connection.execute(
+        self.connection.execute(
             "INSERT OR REPLACE INTO names (tenant, name, folder_mtime_ns) VALUES (?, ?, ?)", (tenant, name, mtime_ns)
         )
 
     def forget(self, tenant: str, name: str) -> None:
         """Drop every row of a name."""
-        self._connection.execute("DELETE FROM versions WHERE tenant = ? AND name = ?", (tenant, name))
-        self._connection.execute("DELETE FROM names WHERE tenant = ? AND name = ?", (tenant, name))
+        self.connection.execute("DELETE FROM versions WHERE tenant = ? AND name = ?", (tenant, name))
+        self.connection.execute("DELETE FROM names WHERE tenant = ? AND name = ?", (tenant, name))
 
     def names(self) -> list[tuple[str, str]]:
         """Every (tenant, name)."""
-        rows = self._connection.execute("SELECT tenant, name FROM names UNION SELECT tenant, name FROM versions")
+        rows = self.connection.execute("SELECT tenant, name FROM names UNION SELECT tenant, name FROM versions")
         return [(str(tenant), str(name)) for tenant, name in rows.fetchall()]
 
     def is_content_in_use(self, content_hash: str) -> bool:
         """Whether any version that lives or can be restored has this content."""
         query = "SELECT 1 FROM versions WHERE content_hash = ? AND purged_at IS NULL LIMIT 1"
-        return self._connection.execute(query, (content_hash,)).fetchone() is not None
+        return self.connection.execute(query, (content_hash,)).fetchone() is not None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A folder of intervention sets: content-addressed files, named versions, safe against crashes and other writers."""
+"""Named versions of intervention sets and their files, safe against crashes and other writers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import difflib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -16,25 +17,36 @@ from typing import BinaryIO
 from ..errors import (
     InterventionConflictError,
     InterventionError,
+    InterventionFileError,
     InterventionNotFoundError,
     StoreError,
 )
 from ..file_format import FileLimits, load
 from ..intervention_set import InterventionSet
 from . import durable
+from .blobs import BlobStore, DiskBlobs
+from .catalog import Catalog, CatalogTransaction
 from .condition import PutCondition
-from .index import IndexDamagedError, IndexTransaction, StoreIndex
 from .layout import StoreLayout
 from .names import check_name, check_version
 from .quota import StoreQuota
-from .reconcile import RebuildReport, rebuild, sync_all, sync_name
+from .record_catalog import RecordCatalog
 from .records import StoredVersion
-from .tombstones import bury, give_way, last_deleted, purge, revive, write_record
+from .tombstones import bury, give_way, last_deleted, purge, revive
 
 logger = logging.getLogger(__name__)
 
 STALE_TEMPORARY_S = 3600.0
 """A temporary file that nothing has written to for this long belongs to nobody, not even to another live server."""
+
+
+@dataclass(frozen=True)
+class RebuildReport:
+    """What `rebuild` found: records read and unreadable, and files removed because no version needs them."""
+
+    num_records: int
+    num_unreadable_records: int
+    num_removed_files: int
 
 
 class InterventionStore:
@@ -44,18 +56,28 @@ class InterventionStore:
 
     Args:
         retention_s: how long a deleted version can be restored, unless its space is needed; 0 = never.
+        catalog: of the versions, closed with the store; None = records in the folder.
+        blobs: where the files lie; None = in the folder.
 
     Raises:
         StoreError: the folder can't be made or used, or was written by a newer release.
     """
 
-    def __init__(self, root: Path, retention_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        retention_s: float = 0.0,
+        *,
+        catalog: Catalog | None = None,
+        blobs: BlobStore | None = None,
+    ) -> None:
         self._tenant = ""
         self.retention_s = retention_s
         self._layout = StoreLayout(Path(root))
         try:
             self._layout.make()
-            self._index = self._open_index()
+            self._catalog = catalog or RecordCatalog.open(self._layout)
+            self._blobs = blobs or DiskBlobs(self._layout)
             durable.remove_older_than(self._layout.temporary, STALE_TEMPORARY_S)
         except OSError as error:
             raise StoreError(f"the intervention store can't be opened: {error.strerror}") from error
@@ -69,7 +91,7 @@ class InterventionStore:
         self.close()
 
     def namespace(self, tenant: str) -> InterventionStore:
-        """The same store as another tenant sees it: the same folder and index, and none of the other names.
+        """The same store as another tenant sees it: the same files and catalog, and none of the other names.
 
         Raises:
             InvalidInterventionNameError: the tenant's name breaks the rules.
@@ -79,8 +101,16 @@ class InterventionStore:
         return view
 
     def close(self) -> None:
-        """Close the index, for every namespace; calling twice is fine."""
-        self._index.close()
+        """Close the catalog, for every namespace; calling twice is fine."""
+        self._catalog.close()
+
+    def refresh(self) -> bool:
+        """Look for what other servers have written; says whether there was anything.
+
+        Raises:
+            StoreError: the catalog can't be read.
+        """
+        return self._catalog.refresh()
 
     def new_temp_path(self) -> Path:
         """A path that does not exist yet, on the store's file system: write an upload there, then `put` it."""
@@ -119,8 +149,14 @@ class InterventionStore:
             if staged != path:
                 shutil.copyfile(path, staged)
             content = intervention_set or load(staged)
-            with self._index.transaction() as transaction:
-                return self._put(transaction, staged, name, content, quota or StoreQuota(), condition or PutCondition())
+            self._blobs.prepare(staged, content.content_hash)
+            with self._writing(name, "stored") as transaction:
+                newest = transaction.newest(self._tenant, name)
+                (condition or PutCondition()).check(name, newest)
+                gone = self._make_room(transaction, newest, content, staged.stat().st_size, quota or StoreQuota())
+                stored = self._put(transaction, staged, name, content, newest)
+            self._remove_files(gone)
+            return stored
         except OSError as error:
             raise StoreError(f"{name!r} can't be stored: {error.strerror}") from error
         finally:
@@ -143,9 +179,9 @@ class InterventionStore:
         if isinstance(wanted, str):
             return self._resolve_hash(name, wanted)
         found = (
-            self._index.newest(self._tenant, name)
+            self._catalog.newest(self._tenant, name)
             if wanted is None
-            else self._index.version(self._tenant, name, wanted)
+            else self._catalog.version(self._tenant, name, wanted)
         )
         if found is None or found.deleted_at is not None:
             raise self._not_found(name, wanted, was_deleted=found is not None)
@@ -153,11 +189,11 @@ class InterventionStore:
 
     def has_name(self, name: str) -> bool:
         """Whether a name has a living version; one that breaks the rules has none."""
-        return self._index.newest(self._tenant, name) is not None
+        return self._catalog.newest(self._tenant, name) is not None
 
     def list(self) -> tuple[StoredVersion, ...]:
         """The newest living version of every name, by name."""
-        return tuple(self._index.list_newest(self._tenant))
+        return tuple(self._catalog.list_newest(self._tenant))
 
     def versions(self, name: str) -> tuple[StoredVersion, ...]:
         """The living versions of a name, oldest first.
@@ -166,18 +202,18 @@ class InterventionStore:
             InvalidInterventionNameError: the name breaks the rules.
             InterventionNotFoundError: the name has none.
         """
-        found = tuple(self._index.versions(self._tenant, check_name(name)))
+        found = tuple(self._catalog.versions(self._tenant, check_name(name)))
         if not found:
             raise self._not_found(name, None)
         return found
 
     def counts(self) -> tuple[int, int]:
         """How many names and how many versions live, in all namespaces."""
-        return self._index.counts()
+        return self._catalog.counts()
 
     def has_content(self, name: str, content_hash: str) -> bool:
         """Whether a version of `name`, living or deleted, has or had this content."""
-        return self._index.has_content(self._tenant, name, content_hash)
+        return self._catalog.has_content(self._tenant, name, content_hash)
 
     def delete(
         self, name: str, version: int | str | None = None, *, is_final: bool = False
@@ -197,14 +233,16 @@ class InterventionStore:
         with self._writing(name, "deleted") as transaction:
             records = transaction.records(self._tenant, name)
             living = [stored for stored in records if stored.deleted_at is None and target in (None, stored.version)]
-            deleted = bury(self._layout, transaction, living, is_final=is_final)
+            deleted = bury(transaction, living, is_final=is_final)
         if not deleted:
             raise self._not_found(name, target)
+        if is_final:
+            self._remove_files(deleted)
         return deleted
 
     def deleted(self, name: str | None = None) -> tuple[StoredVersion, ...]:
         """The deleted versions that can be restored, of one name or of all, oldest deletion first."""
-        return tuple(self._index.tombstones(self._tenant, None if name is None else check_name(name)))
+        return tuple(self._catalog.tombstones(self._tenant, None if name is None else check_name(name)))
 
     def restore(
         self, name: str, version: int | str | None = None, quota: StoreQuota | None = None
@@ -238,11 +276,12 @@ class InterventionStore:
                     param="name" if wanted is None else "version",
                 )
             for stored in chosen:
-                self._check_intact(stored)
+                if not self._blobs.is_intact(stored.content_hash):
+                    raise StoreError(f"the file of {stored.reference} is lost or damaged; upload it again")
             num_names, num_bytes = transaction.usage(self._tenant)
             num_bytes += sum(stored.size_bytes for stored in chosen)
             (quota or StoreQuota()).check(num_names + (not living), num_bytes)
-            return revive(self._layout, transaction, chosen)
+            return revive(transaction, chosen)
 
     def purge(self, name: str, version: int | str | None = None) -> tuple[StoredVersion, ...]:
         """End deleted versions of a name for good: one, or all (None). Returns what was purged, which may be nothing.
@@ -255,7 +294,9 @@ class InterventionStore:
         with self._writing(name, "purged") as transaction:
             dead = [stored for stored in transaction.records(self._tenant, name) if stored.can_be_restored]
             doomed = [stored for stored in dead if wanted is None or _is_version(stored, wanted)]
-            return purge(self._layout, transaction, doomed)
+            purged = purge(transaction, doomed)
+        self._remove_files(purged)
+        return purged
 
     def purge_expired(self) -> tuple[StoredVersion, ...]:
         """End, in all namespaces, what was deleted longer ago than the retention time. Returns what was purged.
@@ -264,19 +305,15 @@ class InterventionStore:
             StoreError: the disk or the index failed.
         """
         oldest = time.time() - self.retention_s
-        try:
-            with self._index.transaction() as transaction:
-                return purge(
-                    self._layout,
-                    transaction,
-                    [stored for stored in transaction.tombstones() if (stored.deleted_at or 0.0) <= oldest],
-                )
-        except OSError as error:
-            raise StoreError(f"deleted versions can't be purged: {error.strerror}") from error
+        with self._writing(None, "purged") as transaction:
+            tombstones = transaction.tombstones()
+            purged = purge(transaction, [stored for stored in tombstones if (stored.deleted_at or 0.0) <= oldest])
+        self._remove_files(purged)
+        return purged
 
     def blob_path(self, stored: StoredVersion) -> Path:
-        """Where the file of a version lies."""
-        return self._layout.blob(stored.content_hash)
+        """Where the file of a version lies on this machine; it may be fetched for that."""
+        return self._blobs.path(stored.content_hash)
 
     def open(self, stored: StoredVersion) -> BinaryIO:
         """Open the file of a version; it stays readable when the version is deleted meanwhile.
@@ -300,103 +337,108 @@ class InterventionStore:
             StoreError: the file is lost or damaged.
         """
         try:
-            loaded = load(self.blob_path(stored), limits)
-        except InterventionError as error:
-            raise self._unreadable(stored, f"can't be read: {error.message}") from error
-        if loaded.content_hash != stored.content_hash:
-            raise self._unreadable(stored, "is damaged: its content hash is not the recorded one")
-        return loaded
+            return self._load(stored, limits)
+        except (InterventionError, OSError) as error:
+            if not self._blobs.drop_copy(stored.content_hash):
+                raise self._unreadable(stored, _reason(error)) from error
+        try:
+            return self._load(stored, limits)
+        except (InterventionError, OSError) as error:
+            raise self._unreadable(stored, _reason(error)) from error
 
     def rebuild(self) -> RebuildReport:
-        """Read every record again into the index, and remove files that no version uses.
+        """Read everything again into the catalog's index, and remove files that no version uses.
+
+        No file is removed while a record can't be read: it may be the one that uses it.
 
         Raises:
-            StoreError: the disk or the index failed.
+            StoreError: the disk or the catalog failed.
         """
         try:
-            with self._index.transaction() as transaction:
-                return rebuild(self._layout, transaction)
+            with self._catalog.transaction() as transaction:
+                found, num_unreadable = self._catalog.rebuild(transaction)
+                used = {stored.content_hash for stored in found if stored.purged_at is None}
+                num_removed = 0 if num_unreadable else self._blobs.remove_unused(used)
+                return RebuildReport(len(found), num_unreadable, num_removed)
         except OSError as error:
             raise StoreError(f"the store's index can't be rebuilt: {error.strerror}") from error
 
-    def _open_index(self) -> StoreIndex:
-        path = self._layout.index
-        # One opener at a time: two that find the same damage must not set aside each other's fresh index.
-        with durable.exclusive_lock(self._layout.lock):
-            try:
-                index = StoreIndex(path)
-            except IndexDamagedError as error:
-                logger.warning("store_index_damaged rebuild=true reason=%s", error)
-                self._layout.set_index_aside()
-                index = StoreIndex(path)
-        try:
-            sync_all(self._layout, index)
-        except BaseException:
-            index.close()
-            raise
-        return index
+    def _load(self, stored: StoredVersion, limits: FileLimits | None) -> InterventionSet:
+        loaded = load(self.blob_path(stored), limits)
+        if loaded.content_hash != stored.content_hash:
+            raise InterventionFileError("its content hash is not the recorded one")
+        return loaded
+
+    def _make_room(
+        self,
+        transaction: CatalogTransaction,
+        newest: StoredVersion | None,
+        content: InterventionSet,
+        size_bytes: int,
+        quota: StoreQuota,
+    ) -> tuple[StoredVersion, ...]:
+        """Check the quota, and let tombstones give way; returns those."""
+        if newest is not None and newest.content_hash == content.content_hash:
+            return ()
+        num_names, num_bytes = transaction.usage(self._tenant)
+        num_bytes += size_bytes
+        quota.check(num_names + (newest is None), num_bytes)
+        if quota.max_bytes is None:
+            return ()
+        return give_way(transaction, self._tenant, quota.max_bytes - num_bytes)
 
     def _put(
         self,
-        transaction: IndexTransaction,
+        transaction: CatalogTransaction,
         staged: Path,
         name: str,
         content: InterventionSet,
-        quota: StoreQuota,
-        condition: PutCondition,
+        newest: StoredVersion | None,
     ) -> StoredVersion:
-        last_version = sync_name(self._layout, transaction, self._tenant, name)
-        newest = transaction.newest(self._tenant, name)
-        condition.check(name, newest)
-        if newest is None or newest.content_hash != content.content_hash:
-            num_names, num_bytes = transaction.usage(self._tenant)
-            num_bytes += staged.stat().st_size
-            quota.check(num_names + (newest is None), num_bytes)
-            if quota.max_bytes is not None:
-                give_way(self._layout, transaction, self._tenant, quota.max_bytes - num_bytes)
-        blob = self._layout.blob(content.content_hash)
-        if _is_intact(blob, content.content_hash):
-            staged.unlink()
-        else:
-            blob.parent.mkdir(exist_ok=True)
-            staged.replace(blob)
-        placed = (blob, blob.parent, blob.parent.parent)
+        placed = self._blobs.place(staged, content.content_hash)
         if newest is not None and newest.content_hash == content.content_hash:
             durable.sync(*placed)
             return newest
         manifest_json = content.manifest.canonical_json()
         stored = StoredVersion(
             name,
-            last_version + 1,
+            transaction.last_version(self._tenant, name) + 1,
             content.content_hash,
-            blob.stat().st_size,
+            self._blobs.path(content.content_hash).stat().st_size,
             time.time(),
             manifest_json,
             tenant=self._tenant,
         )
         try:
-            return write_record(self._layout, transaction, stored, is_new=True, after=placed)
+            return transaction.write(stored, is_new=True, after=placed)
         except FileExistsError as error:
             # Only when another process lost its index while running: it no longer shares our lock.
             raise InterventionConflictError(f"another server just stored {stored.reference}; try again") from error
 
     @contextmanager
-    def _writing(self, name: str, what: str) -> Iterator[IndexTransaction]:
-        """A transaction in which the index agrees with the records of `name`."""
-        check_name(name)
+    def _writing(self, name: str | None, what: str) -> Iterator[CatalogTransaction]:
+        """A transaction about one name, or all."""
         try:
-            with self._index.transaction() as transaction:
-                sync_name(self._layout, transaction, self._tenant, name)
+            with self._catalog.transaction(self._tenant, None if name is None else check_name(name)) as transaction:
                 yield transaction
         except OSError as error:
-            raise StoreError(f"{name!r} can't be {what}: {error.strerror}") from error
+            subject = "deleted versions" if name is None else repr(name)
+            raise StoreError(f"{subject} can't be {what}: {error.strerror}") from error
 
-    def _check_intact(self, stored: StoredVersion) -> None:
-        if not _is_intact(self._layout.blob(stored.content_hash), stored.content_hash):
-            raise StoreError(f"the file of {stored.reference} is lost or damaged; upload it again")
+    def _remove_files(self, purged: Iterable[StoredVersion]) -> None:
+        """Remove the files that no version needs any more.
+
+        Only once it is durable that the purged ones do not, and under the lock: no upload counts on them meanwhile.
+        """
+        content_hashes = {stored.content_hash for stored in purged}
+        if content_hashes:
+            with self._writing(None, "removed") as transaction:
+                for content_hash in content_hashes:
+                    if not transaction.is_content_in_use(content_hash):
+                        self._blobs.remove(content_hash)
 
     def _resolve_hash(self, name: str, prefix: str) -> StoredVersion:
-        found = self._index.by_content(self._tenant, name, prefix)
+        found = self._catalog.by_content(self._tenant, name, prefix)
         if not found:
             raise self._not_found(name, prefix)
         if len({stored.content_hash for stored in found}) > 1:
@@ -406,7 +448,7 @@ class InterventionStore:
         return found[0]
 
     def _unreadable(self, stored: StoredVersion, what: str) -> InterventionNotFoundError | StoreError:
-        current = self._index.version(stored.tenant, stored.name, stored.version)
+        current = self._catalog.version(stored.tenant, stored.name, stored.version)
         if current is None or current.deleted_at is not None:
             return self._not_found(stored.name, stored.version, was_deleted=True)
         logger.error("stored_file_unreadable reference=%s problem=%s", stored.reference, what)
@@ -415,28 +457,21 @@ class InterventionStore:
     def _not_found(
         self, name: str, version: int | str | None, *, was_deleted: bool = False
     ) -> InterventionNotFoundError:
-        living = self._index.versions(self._tenant, name)
+        living = self._catalog.versions(self._tenant, name)
         if living:
             numbers = ", ".join(str(stored.version) for stored in living[-5:])
             verb = "was deleted" if was_deleted else "does not exist"
             return InterventionNotFoundError(
                 f"version {version} of intervention {name!r} {verb}; it has {numbers}", param="version"
             )
-        close = difflib.get_close_matches(name, self._index.similar_names(self._tenant, name), n=3)
+        close = difflib.get_close_matches(name, self._catalog.similar_names(self._tenant, name), n=3)
         hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
         return InterventionNotFoundError(f"there is no intervention {name!r}{hint}", param="name")
 
 
+def _reason(error: InterventionError | OSError) -> str:
+    return f"can't be read: {error.message if isinstance(error, InterventionError) else error.strerror}"
+
+
 def _is_version(stored: StoredVersion, wanted: int | str) -> bool:
     return stored.version == wanted if isinstance(wanted, int) else stored.content_hash.startswith(wanted)
-
-
-def _is_intact(blob: Path, content_hash: str) -> bool:
-    """Whether the file is there and holds that content: a new upload heals one that rotted."""
-    if not blob.exists():
-        return False
-    try:
-        return load(blob).content_hash == content_hash
-    except InterventionError:
-        logger.warning("stored_file_replaced content_hash=%s reason=damaged", content_hash)
-        return False

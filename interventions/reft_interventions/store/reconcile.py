@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidInterventionNameError, StoreError
@@ -14,15 +13,6 @@ from .names import check_name
 from .records import StoredVersion, from_record
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RebuildReport:
-    """What `rebuild` found: records read and unreadable, and files removed because no version needs them."""
-
-    num_records: int
-    num_unreadable_records: int
-    num_removed_files: int
 
 
 def sync_all(layout: StoreLayout, index: StoreIndex) -> None:
@@ -39,14 +29,14 @@ def sync_all(layout: StoreLayout, index: StoreIndex) -> None:
     changed = [(tenant, name) for tenant, name in changed if _is_name(name)]
     if not changed:
         return
-    with index.transaction() as transaction:
+    with index.index_transaction() as transaction:
         for tenant, name in changed:
             sync_name(layout, transaction, tenant, name)
     logger.info("store_index_synced names=%d", len(changed))
 
 
-def sync_name(layout: StoreLayout, transaction: IndexTransaction, tenant: str, name: str) -> int:
-    """Make the index agree with the records of one name; returns the highest version number ever used, or 0."""
+def sync_name(layout: StoreLayout, transaction: IndexTransaction, tenant: str, name: str) -> None:
+    """Make the index agree with the records of one name."""
     folder = layout.namespace(tenant) / name
     numbers = layout.record_numbers(tenant, name)
     indexed = [stored.version for stored in transaction.records(tenant, name)]
@@ -54,29 +44,19 @@ def sync_name(layout: StoreLayout, transaction: IndexTransaction, tenant: str, n
     mtime_ns = folder.stat().st_mtime_ns if folder.is_dir() else None
     if indexed != numbers or transaction.folder_mtime_ns(tenant, name) != mtime_ns:
         _read_name(layout, transaction, tenant, name, mtime_ns)
-    return max(numbers, default=0)
 
 
-def rebuild(layout: StoreLayout, transaction: IndexTransaction) -> RebuildReport:
-    """Read every record again; then remove the files that no version uses, living or restorable.
-
-    No file is removed while a record can't be read: it may be the one that uses it.
-    """
+def read_all(layout: StoreLayout, transaction: IndexTransaction) -> tuple[list[StoredVersion], int]:
+    """Read every record again; returns those read, and how many could not be."""
     for tenant, name in transaction.names():
         transaction.forget(tenant, name)
-    num_records = num_unreadable = num_removed = 0
-    used: set[str] = set()
+    found: list[StoredVersion] = []
+    num_unreadable = 0
     for tenant, folder in _name_folders(layout):
         records, unreadable = _read_name(layout, transaction, tenant, folder.name, folder.stat().st_mtime_ns)
-        num_records += len(records)
+        found += records
         num_unreadable += unreadable
-        used.update(layout.blob(stored.content_hash).name for stored in records if stored.purged_at is None)
-    if num_unreadable == 0:
-        for blob in list(layout.all_blobs()):
-            if blob.name not in used:
-                blob.unlink(missing_ok=True)
-                num_removed += 1
-    return RebuildReport(num_records, num_unreadable, num_removed)
+    return found, num_unreadable
 
 
 def _read_name(
