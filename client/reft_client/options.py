@@ -44,6 +44,8 @@ class GenerationOptions(TypedDict, total=False):
     priority: int
     cache_salt: str | None
     intervention: Intervention | None
+    task: str | None
+    routing_key: str | None
     return_token_ids: bool
     stream_options: StreamOptions | Mapping[str, object] | None
     extra_body: Mapping[str, object]

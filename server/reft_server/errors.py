@@ -35,6 +35,7 @@ __all__ = [
     "RequestTimeoutError",
     "RouteNotFoundError",
     "ServerDrainingError",
+    "TaskNotFoundError",
     "TenantExistsError",
     "TenantNotFoundError",
     "TrainingMemoryError",
@@ -146,6 +147,12 @@ class ModelNotFoundError(ReftError):
     """`model` names neither the base model nor an intervention."""
 
     code = "model_not_found"
+
+
+class TaskNotFoundError(ReftError):
+    """The tenant has no route for this task, or no such revision of it."""
+
+    code = "task_not_found"
 
 
 class EngineOverloadedError(ReftError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,6 +19,7 @@ from reft_server.engine.types import EngineStats
 from .request_context import current_tenant
 from .top_labels import OTHER_LABEL, TopLabels
 
+ShadowOutcome = Literal["same", "different", "failed", "dropped"]
 BASE_LABEL = "base"
 _TIME_TO_FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _INTER_TOKEN_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
@@ -41,8 +42,8 @@ class Metrics:
         engine_stats: the engine's counters and gauges now.
         pool_stats: the intervention pool's.
         job_counts: fine-tuning jobs by status.
-        max_intervention_labels: distinct interventions, and distinct tenants, with a label of their own: those that are
-            asked for most of late (`TopLabels`); the others count as `other`.
+        max_intervention_labels: distinct interventions, tenants and routes with a label of their own, so many of each:
+            those that are asked for most of late (`TopLabels`); the others count as `other`.
         device_stats: of the copies of sets on the engine's device.
         resident: the sets in memory.
         is_ready: what `/ready` answers.
@@ -64,7 +65,7 @@ class Metrics:
         self.registry.register(_ResidentCollector(resident, max_intervention_labels))
         self._interventions = TopLabels(max_intervention_labels)
         self._tenants = TopLabels(max_intervention_labels)
-        self._last_named: tuple[set[str], set[str]] = (set(), set())
+        self._routes = TopLabels(max_intervention_labels)
         self.queue_time = self._histogram(
             "request_queue_time_seconds", "From a request's submission to its first step.", _QUEUE_TIME_S
         )
@@ -79,11 +80,26 @@ class Metrics:
         )
         self._success = self._counter("request_success", "Answers that ended, by reason.", "finished_reason")
         self._errors = self._counter("request_errors", "Requests that failed, by error code.", "code")
-        self._by_intervention = self._counter(
-            "intervention_requests",
-            "Answers started, by tenant and by the intervention that edits them.",
-            "tenant",
-            "intervention",
+        self._by_intervention = _TopCounter(
+            self._counter(
+                "intervention_requests",
+                "Answers started, by tenant and by the intervention that edits them.",
+                "tenant",
+                "intervention",
+            ),
+            self._tenants,
+            self._interventions,
+        )
+        self._by_route = _TopCounter(
+            self._counter("route_requests", "Requests that a route chose a target for.", "tenant", "route"),
+            self._tenants,
+            self._routes,
+        )
+        self._shadows = _TopCounter(
+            self._counter(
+                "shadow_requests", "Shadow targets: same or different tokens, failed, dropped.", "route", "outcome"
+            ),
+            self._routes,
         )
         self._uploads = self._counter("intervention_uploads", "Uploads: stored, or an error code.", "outcome")
 
@@ -99,25 +115,15 @@ class Metrics:
         """An answer started for the current tenant under the intervention `name`; None = the base model."""
         tenant = self._tenants.observe(current_tenant())
         label = BASE_LABEL if name is None else self._interventions.observe(name)
-        self._by_intervention.labels(tenant, label).inc()
-        self._forget_unnamed()
+        self._by_intervention.inc(tenant, label)
 
-    def _forget_unnamed(self) -> None:
-        """Drop the series of tenants and interventions that have lost their names to others.
+    def count_route(self, route: str) -> None:
+        """A request of the current tenant started under a route."""
+        self._by_route.inc(self._tenants.observe(current_tenant()), self._routes.observe(route))
 
-        One that comes back counts from 0 again, which Prometheus takes for a restart.
-        """
-        named = (self._tenants.named, self._interventions.named)
-        if all(
-            new is last for new, last in zip(named, self._last_named, strict=True)
-        ):  # replaced when they change hands
-            return
-        self._last_named = named
-        kept = (named[0] | {OTHER_LABEL}, named[1] | {OTHER_LABEL, BASE_LABEL})
-        for metric in self._by_intervention.collect():
-            for labels in {tuple(sample.labels.values()) for sample in metric.samples}:
-                if not all(label in names for label, names in zip(labels, kept, strict=True)):
-                    self._by_intervention.remove(*labels)
+    def count_shadow(self, route: str, outcome: ShadowOutcome) -> None:
+        """A shadow target of a route ended, or found no place to run."""
+        self._shadows.inc(self._routes.observe(route), outcome)
 
     def count_upload(self, outcome: str) -> None:
         """An upload ended: `stored`, or the error's code."""
@@ -132,6 +138,34 @@ class Metrics:
 
     def _histogram(self, name: str, description: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"reft:{name}", description, buckets=buckets, registry=self.registry)
+
+
+class _TopCounter:
+    """A counter that drops the series whose labels have lost their names to others.
+
+    One that comes back counts from 0 again, which Prometheus takes for a restart.
+
+    Args:
+        tops: what bounds the first labels; the others are few.
+    """
+
+    def __init__(self, counter: Counter, *tops: TopLabels) -> None:
+        self._counter = counter
+        self._tops = tops
+        self._last_named = [top.named for top in tops]
+
+    def inc(self, *labels: str) -> None:
+        """Count one."""
+        self._counter.labels(*labels).inc()
+        named = [top.named for top in self._tops]
+        if all(new is last for new, last in zip(named, self._last_named, strict=True)):  # replaced when they change
+            return
+        self._last_named = named
+        kept = [names | {OTHER_LABEL, BASE_LABEL} for names in named]
+        for metric in self._counter.collect():
+            for values in {tuple(sample.labels.values()) for sample in metric.samples}:
+                if not all(value in names for value, names in zip(values, kept, strict=False)):
+                    self._counter.remove(*values)
 
 
 class _LiveCollector(Collector):

@@ -30,6 +30,7 @@ class FakeEngine(SelfTestEngine):
         fail: raised by every stream after `fail_after` tokens.
         hold_after: every stream stops after so many tokens until `release` is called; None = never.
         step: tokens per step.
+        num_waiting: what `stats` says of the queue.
     """
 
     def __init__(self, script: Script = echo, *, vocab_size: int = 512, max_model_len: int = 256) -> None:
@@ -44,6 +45,7 @@ class FakeEngine(SelfTestEngine):
         self.hold_after: int | None = None
         self.released = asyncio.Event()
         self.step = 1
+        self.num_waiting = 3
         self.ready = True
         self.is_started = False
         self.submitted: list[GenerationRequest] = []
@@ -81,7 +83,7 @@ class FakeEngine(SelfTestEngine):
     def stats(self) -> EngineStats:
         return EngineStats(
             num_requests_running=sum(not stream.is_over for stream in self.streams),
-            num_requests_waiting=3,
+            num_requests_waiting=self.num_waiting,
             kv_cache_usage=0.25,
             num_prompt_tokens=sum(len(request.prompt_token_ids) for request in self.submitted),
             num_generated_tokens=sum(stream.num_tokens for stream in self.streams),

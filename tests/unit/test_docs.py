@@ -22,6 +22,7 @@ from reft_server.api.routes import (
     interventions,
     models,
     operations,
+    routing,
     tokenize,
 )
 from reft_server.config import SettingField, setting_fields
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 )
-ROUTERS = (admin, chat, completions, files, fine_tuning, interventions, models, operations, tokenize)
+ROUTERS = (admin, chat, completions, files, fine_tuning, interventions, models, operations, routing, tokenize)
 
 
 def without_code(page: Path) -> str:

@@ -59,6 +59,18 @@ from .models import (
     TokenizeResponse,
     VersionInfo,
 )
+from .routing import (
+    AppliedRoute,
+    RouteDefinition,
+    RouteDeleted,
+    RouteInfo,
+    RouteList,
+    RouteRevisionList,
+    RouteRollback,
+    RouteShadow,
+    RouteTarget,
+    TaskName,
+)
 from .sampling import PromptTokensDetails, SamplingFields, StreamOptions, Timing, Usage
 from .structured import JsonSchema, OutputGrammar, ResponseFormat, StructuredOutputs
 from .tenants import (
@@ -90,6 +102,7 @@ __all__ = [
     "ApiKeyRequest",
     "ApiKeyRotation",
     "AppliedIntervention",
+    "AppliedRoute",
     "AssistantMessage",
     "ChatChoice",
     "ChatChunk",
@@ -143,6 +156,14 @@ __all__ = [
     "PromptTokensDetails",
     "ReftMethod",
     "ResponseFormat",
+    "RouteDefinition",
+    "RouteDeleted",
+    "RouteInfo",
+    "RouteList",
+    "RouteRevisionList",
+    "RouteRollback",
+    "RouteShadow",
+    "RouteTarget",
     "SamplingFields",
     "SelfTestReport",
     "SelfTestSite",
@@ -150,6 +171,7 @@ __all__ = [
     "StreamOptions",
     "StructuredOutputs",
     "SupervisedMethod",
+    "TaskName",
     "TenantInfo",
     "TenantLimits",
     "TenantList",

@@ -11,6 +11,7 @@ from pydantic import Field, StrictBool, model_validator
 from .base import Int, ResponseModel
 from .interventions import AppliedIntervention
 from .messages import ChatMessage
+from .routing import AppliedRoute
 from .sampling import SamplingFields, Timing, Usage
 from .structured import OutputGrammar
 from .tools import MAX_TOOLS, NamedToolChoice, Tool, ToolCall, ToolCallDelta, arguments_grammar, calls_grammar
@@ -141,7 +142,7 @@ class ChatChoice(ResponseModel):
 
 
 class ChatCompletionResponse(ResponseModel):
-    """The whole answer. `intervention` says what really answered; None = the base model."""
+    """The whole answer. `intervention` says what really answered; None = the base model. `route` chose it."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -150,6 +151,7 @@ class ChatCompletionResponse(ResponseModel):
     choices: tuple[ChatChoice, ...]
     usage: Usage | None = None
     intervention: tuple[AppliedIntervention, ...] | None = None
+    route: AppliedRoute | None = None
     prompt_token_ids: tuple[int, ...] | None = None
 
 
@@ -182,4 +184,5 @@ class ChatChunk(ResponseModel):
     choices: tuple[ChatChunkChoice, ...] = ()
     usage: Usage | None = None
     intervention: tuple[AppliedIntervention, ...] | None = None
+    route: AppliedRoute | None = None
     prompt_token_ids: tuple[int, ...] | None = None

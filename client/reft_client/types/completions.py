@@ -8,6 +8,7 @@ from pydantic import Field, PlainValidator, StrictBool, ValidationInfo, field_va
 
 from .base import Int, ResponseModel, check_text
 from .interventions import AppliedIntervention
+from .routing import AppliedRoute
 from .sampling import SamplingFields, Timing, Usage
 
 __all__ = ["CompletionChoice", "CompletionChunk", "CompletionLogprobs", "CompletionRequest", "CompletionResponse"]
@@ -91,7 +92,7 @@ class CompletionChoice(ResponseModel):
 
 
 class CompletionResponse(ResponseModel):
-    """The whole answer. `intervention` says what really answered; None = the base model."""
+    """The whole answer. `intervention` says what really answered; None = the base model. `route` chose it."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -100,6 +101,7 @@ class CompletionResponse(ResponseModel):
     choices: tuple[CompletionChoice, ...]
     usage: Usage | None = None
     intervention: tuple[AppliedIntervention, ...] | None = None
+    route: AppliedRoute | None = None
 
 
 class CompletionChunk(CompletionResponse):

@@ -89,6 +89,9 @@ class SamplingFields(RequestModel):
         priority: among the requests of one user, lower first (vLLM's).
         cache_salt: reuse the prefixes of requests with the same salt only (vLLM's).
         intervention: one or several, applied in order; None = the base model.
+        task: the route that chooses the interventions instead; the header `X-Reft-Task` says the same.
+        routing_key: requests with the same one get the same target of a route; None = `user`, and without that chance.
+            The header `X-Reft-Routing-Key` says the same.
         return_token_ids: also return the ids of prompt and answer (vLLM's).
         return_timing: also say how long each answer waited and ran.
         response_format: what the answer may look like, OpenAI's way; `structured_outputs` is vLLM's, `guided_json`,
@@ -119,6 +122,8 @@ class SamplingFields(RequestModel):
     priority: Annotated[Int, Field(ge=-1000, le=1000)] = 0
     cache_salt: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
     intervention: InterventionArgument = None
+    task: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
+    routing_key: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
     return_token_ids: StrictBool = False
     return_timing: StrictBool = False
     response_format: ResponseFormat | None = None

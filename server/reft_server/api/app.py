@@ -19,6 +19,8 @@ from reft_server.grammars import GrammarCompiler
 from reft_server.metrics import Metrics
 from reft_server.registry import Registry
 from reft_server.reload import Reloaded
+from reft_server.routing.book import RouteBook
+from reft_server.routing.shadow_slots import ShadowSlots
 from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.meters import Meters
@@ -30,7 +32,7 @@ from .lifecycle import Lifecycle
 from .middleware import RequestMiddleware
 from .model_names import ModelNames
 from .openapi_document import install_document
-from .routes import admin, chat, completions, files, fine_tuning, interventions, models, operations, tokenize
+from .routes import admin, chat, completions, files, fine_tuning, interventions, models, operations, routing, tokenize
 from .settings import ApiSettings
 from .tokenization import Tokenization
 
@@ -89,6 +91,8 @@ def create_app(
         lifecycle=lifecycle,
         directory=directory,
         meters=Meters(directory),
+        routes=RouteBook(directory),
+        shadows=ShadowSlots(settings.max_shadow_requests),
         started_at=int(time.time()),
         reload=reload or _nothing_reloaded,
         tuning=tuning,
@@ -113,7 +117,7 @@ def create_app(
     app.state.tracing = tracing
     install_handlers(app)
     install_document(app)
-    for module in (completions, chat, models, interventions, files, fine_tuning, tokenize, admin, operations):
+    for module in (completions, chat, models, interventions, routing, files, fine_tuning, tokenize, admin, operations):
         app.include_router(module.router)
     return app
 
@@ -141,6 +145,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     finally:
         if context.tuning is not None:
             await context.tuning.close()
+        await context.shadows.close()
         await context.engine.stop()
         if app.state.tracing is not None:
             await asyncio.to_thread(app.state.tracing.close)

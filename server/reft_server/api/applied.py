@@ -25,14 +25,17 @@ from .model_names import model_not_found
 
 
 async def apply_interventions(
-    context: ApiContext, caller: Caller, body: SamplingFields, prompts: Sequence[tuple[int, ...]]
+    context: ApiContext,
+    caller: Caller,
+    body: SamplingFields,
+    prompts: Sequence[tuple[int, ...]],
+    refs: Sequence[InterventionRef],
 ) -> tuple[tuple[AppliedIntervention, ...], tuple[FoldedSet, ...]]:
-    """Resolve the interventions of a request, in order, and run the source prompts of those that take one.
+    """Resolve the interventions `refs` of a request, in order, and run the source prompts of those that take one.
 
     Raises:
         ReftError: a name, a choice of rank dimensions or a source that can't be served; the engine refused a source.
     """
-    refs = context.model_names.merge(body.model, body.intervention_refs())
     resolved = [await _resolve(context, caller, body, ref) for ref in refs]
     sources = [await _source_token_ids(context, body, ref, one) for ref, one in zip(refs, resolved, strict=True)]
     placed = await context.registry.place([one.folded for one in resolved])
@@ -59,7 +62,7 @@ async def _resolve(
             ref.name, ref.version, scale=ref.scale, subspaces=ref.subspaces, tenant=caller.tenant.name
         )
     except (InterventionNotFoundError, InvalidInterventionNameError) as error:
-        if body.model is not None and not body.intervention_refs():
+        if body.model is not None and body.task is None and not body.intervention_refs():
             raise model_not_found(body.model) from error
         error.param = "intervention"
         raise

@@ -18,6 +18,8 @@ from reft_server.metrics import Metrics
 from reft_server.registry import Registry
 from reft_server.reload import Reloaded
 from reft_server.request_context import note
+from reft_server.routing.book import RouteBook
+from reft_server.routing.shadow_slots import ShadowSlots
 from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.meters import Meters
@@ -53,6 +55,8 @@ class ApiContext:
     lifecycle: Lifecycle
     directory: TenantDirectory
     meters: Meters
+    routes: RouteBook
+    shadows: ShadowSlots
     started_at: int
     reload: Callable[[], Awaitable[Reloaded]]
     tuning: FineTuning | None = None

@@ -33,6 +33,7 @@ STATUS_BY_ERROR: Mapping[type[server.ReftError], int] = MappingProxyType(
         server.TenantExistsError: 409,
         server.ApiKeyNotFoundError: 404,
         server.ModelNotFoundError: 404,
+        server.TaskNotFoundError: 404,
         server.EngineOverloadedError: 429,
         server.RateLimitError: 429,
         server.EngineDeadError: 503,

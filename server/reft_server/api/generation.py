@@ -17,6 +17,7 @@ from reft_server.tenants.model import label_of
 
 from .context import ApiContext
 from .detokenizer import StopStringFilter
+from .routed import route_label
 from .tool_calls import CallPiece
 from .translation import GenerationPlan
 
@@ -234,6 +235,9 @@ async def generate(context: ApiContext, plan: GenerationPlan) -> AsyncGenerator[
     note(response_id=plan.response_id, num_choices=len(plan.requests), prompt_tokens=plan.num_prompt_tokens)
     meter = context.meters.of(plan.caller.tenant.name)
     meter.take_prompt(plan.num_prompt_tokens + sum(applied.source_tokens or 0 for applied in plan.applied))
+    if plan.route is not None:
+        note(route_revision=plan.route.revision)
+        context.metrics.count_route(route_label(plan.route))
     if plan.applied:
         note(interventions=",".join(applied.content_hash[:_LOGGED_HASH_LENGTH] for applied in plan.applied))
     try:

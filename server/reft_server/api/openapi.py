@@ -131,3 +131,13 @@ UPLOAD_BODY: dict[str, Any] = {
         },
     }
 }
+ROUTE_EXAMPLES: dict[str, Example] = {
+    "one": {"summary": "One set, its newest version", "value": {"targets": [{"intervention": "my-style"}]}},
+    "split": {
+        "summary": "A tenth of the keys to a new version, which the others try in the shadow",
+        "value": {
+            "targets": [{"intervention": "my-style@1", "weight": 9}, {"intervention": "my-style@2", "weight": 1}],
+            "shadow": {"intervention": "my-style@2", "fraction": 0.1},
+        },
+    },
+}

@@ -95,6 +95,8 @@ class Output(ABC):
         head: dict[str, Any] = {"id": self._plan.response_id, "created": self._plan.created, "model": self._plan.model}
         if is_first and self._plan.applied:
             head["intervention"] = self._plan.applied
+        if is_first and self._plan.route is not None:
+            head["route"] = self._plan.route
         if self._body.includes_usage:
             head["usage"] = None
         return head

@@ -8,10 +8,13 @@ from collections.abc import AsyncGenerator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from reft_server.tenants.model import wire_name
+
 from .context import ApiContext
 from .disconnect import run_until_disconnect
 from .generation import Answer, generate
 from .output import Output
+from .shadow import shadowed
 from .sse import EventStreamResponse
 from .translation import GenerationPlan
 
@@ -26,15 +29,33 @@ async def respond(
         ClientDisconnect: the client went away; everything was cancelled.
     """
     if stream:
-        return EventStreamResponse(_events(context, plan, output, includes_usage=includes_usage))
+        events = _events(context, plan, output, includes_usage=includes_usage)
+        return EventStreamResponse(events, answer_headers(plan))
     body = await run_until_disconnect(_collect(context, plan, output), request.receive)
-    return Response(body, media_type="application/json")
+    return Response(body, media_type="application/json", headers=answer_headers(plan))
+
+
+def answer_headers(plan: GenerationPlan) -> dict[str, str]:
+    """What answers, for proxies and logs that read no bodies; none where it is the base model, and no route chose it.
+
+    `x-reft-intervention` is `name@version` and `x-reft-content-hash` the file's hash, for each set in order;
+    `x-reft-route` is `task@revision`, with `shared/` before it where the route is the operator's.
+    """
+    headers: dict[str, str] = {}
+    if plan.applied:
+        headers["x-reft-intervention"] = ", ".join(f"{one.name}@{one.version}" for one in plan.applied)
+        headers["x-reft-content-hash"] = ", ".join(one.content_hash for one in plan.applied)
+    if plan.route is not None:
+        is_own = plan.route.tenant == wire_name(plan.caller.tenant.name)
+        owner = "" if is_own else f"{plan.route.tenant}/"
+        headers["x-reft-route"] = f"{owner}{plan.route.task}@{plan.route.revision}"
+    return headers
 
 
 async def _events(
     context: ApiContext, plan: GenerationPlan, output: Output, *, includes_usage: bool
 ) -> AsyncGenerator[str, None]:
-    async with contextlib.aclosing(generate(context, plan)) as deltas:
+    async with contextlib.aclosing(shadowed(context, plan, generate(context, plan))) as deltas:
         async for delta in deltas:
             event = output.chunk(delta)
             if event is not None:
@@ -45,7 +66,7 @@ async def _events(
 
 async def _collect(context: ApiContext, plan: GenerationPlan, output: Output) -> str:
     answers = [Answer() for _ in plan.requests]
-    async with contextlib.aclosing(generate(context, plan)) as deltas:
+    async with contextlib.aclosing(shadowed(context, plan, generate(context, plan))) as deltas:
         async for delta in deltas:
             answers[delta.index].add(delta)
     return output.response(answers)

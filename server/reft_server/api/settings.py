@@ -21,6 +21,7 @@ class ApiSettings:
         max_grammar_bytes: longest JSON Schema, pattern or grammar of one request.
         source_cache_bytes: of hidden rows of source prompts.
         max_intervention_labels: distinct interventions, and tenants, that metrics name; the rest counts as `other`.
+        max_shadow_requests: shadow targets of routes that run at once; 0 = none.
         shares_prefixes: tenants may reuse what was computed for each other's prompts.
     """
 
@@ -35,4 +36,5 @@ class ApiSettings:
     max_grammar_bytes: int = 64 << 10
     source_cache_bytes: int = 64 << 20
     max_intervention_labels: int = 64
+    max_shadow_requests: int = 4
     shares_prefixes: bool = False

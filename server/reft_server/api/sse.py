@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from types import MappingProxyType
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -29,12 +30,13 @@ class EventStreamResponse(Response):
 
     Args:
         events: JSON texts; closed (`aclose`) however the response ends.
+        headers: of the response, besides those of every stream.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+    def __init__(self, events: AsyncGenerator[str, None], headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
 

@@ -7,13 +7,19 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from reft_client.types import AppliedIntervention, ChatCompletionRequest, CompletionRequest, SamplingFields
+from reft_client.types import (
+    AppliedIntervention,
+    AppliedRoute,
+    ChatCompletionRequest,
+    CompletionRequest,
+    SamplingFields,
+)
 from reft_server.engine.types import GenerationRequest, SamplingParams
 from reft_server.errors import InvalidRequestError, PromptTooLongError, UnsupportedParameterError
 from reft_server.tenants import Caller
 
-from .applied import apply_interventions
 from .context import ApiContext
+from .routed import Shadow, apply
 from .tool_calls import ToolParser, tool_parser
 
 
@@ -30,6 +36,8 @@ class GenerationPlan:
         caller: on whose account it runs.
         applied: the interventions, as resolved; the same for every choice.
         tool_parser: makes what finds the calls of one answer; None where none can come.
+        route: what chose `applied`; None = the request itself.
+        shadow: what to compare the first answer with, once it is given; None = nothing.
     """
 
     response_id: str
@@ -42,6 +50,8 @@ class GenerationPlan:
     applied: tuple[AppliedIntervention, ...]
     caller: Caller
     tool_parser: Callable[[], ToolParser] | None = None
+    route: AppliedRoute | None = None
+    shadow: Shadow | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -142,7 +152,7 @@ async def _plan(
         _fit(prompt, sampling.max_tokens, window, param=param, is_limit_given=is_limit_given) for prompt in prompts
     ]
     started_at_s = time.monotonic()
-    applied, folded = await apply_interventions(context, caller, body, prompts)
+    applied = await apply(context, caller, body, prompts)
     deadline_s = max(context.settings.request_timeout_s - (time.monotonic() - started_at_s), 0.0)
     response_id = f"{prefix}-{uuid.uuid4().hex}"
     requests = tuple(
@@ -155,7 +165,7 @@ async def _plan(
                 max_tokens=limits[index],
                 seed=None if sampling.seed is None else _wrap_seed(sampling.seed + answer),
             ),
-            interventions=folded,
+            interventions=applied.folded,
             tenant=caller.share(body.user),
             priority=body.priority,
             cache_salt=caller.cache_salt(body.cache_salt, is_shared=context.settings.shares_prefixes),
@@ -172,8 +182,10 @@ async def _plan(
         num_choices_per_prompt=body.n,
         stop_strings=body.stop_strings,
         echoes=("",) * len(requests),
-        applied=applied,
+        applied=applied.interventions,
         caller=caller,
+        route=applied.route,
+        shadow=applied.shadow,
     )
 
 

@@ -185,8 +185,14 @@ class Settings(BaseSettings):
         _API.max_intervention_labels,
         ge=0,
         le=100_000,
-        description="Distinct interventions, and tenants, that the metrics name: those asked for most; the rest counts "
-        "as other.",
+        description="Distinct interventions, tenants and routes that the metrics name: those asked for most; the rest "
+        "counts as other.",
+    )
+    max_shadow_requests: int = Field(
+        _API.max_shadow_requests,
+        ge=0,
+        le=1024,
+        description="Shadow targets of routes that run at once, one of each tenant; 0 = none.",
     )
     shutdown_timeout_s: int = Field(
         5,

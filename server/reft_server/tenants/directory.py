@@ -1,4 +1,4 @@
-"""The tenants, keys and grants of a server: the database is the truth, and memory answers every request."""
+"""The tenants, keys, grants and routes of a server: the database is the truth, and memory answers every request."""
 
 from __future__ import annotations
 
@@ -231,6 +231,17 @@ class TenantDirectory:
         if found is None or not found.is_alive(time.time()):
             raise _no_key(key_id)
         return found
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for what the snapshot does not hold.
+
+        Raises:
+            StoreError: the database can't be read.
+        """
+        self.open()
+        with self._lock, database_errors(), self._engine.connect() as connection:
+            yield connection
 
     @contextmanager
     def change(self, action: str, tenant: str, target: str, /, **details: object) -> Iterator[Connection]:

@@ -39,6 +39,25 @@ GRANTS = Table(
     Column("reader", String(64), primary_key=True),
     Column("created_at", Float, nullable=False),
 )
+# Every definition that a route has had; `definition` is JSON, `previous` what was in force when it was made.
+ROUTE_REVISIONS = Table(
+    "route_revisions",
+    METADATA,
+    Column("tenant", String(64), primary_key=True),
+    Column("task", String(64), primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("previous", Integer),
+    Column("definition", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+# Which revision of a route is in force.
+ROUTES = Table(
+    "routes",
+    METADATA,
+    Column("tenant", String(64), primary_key=True),
+    Column("task", String(64), primary_key=True),
+    Column("revision", Integer, nullable=False),
+)
 # Only ever added to. `at` is Unix seconds, `details` a JSON object. No foreign keys: it outlives what it names.
 AUDIT_LOG = Table(
     "audit_log",

@@ -1,20 +1,27 @@
-"""All tenants, keys and grants at one moment, in memory."""
+"""All tenants, keys, grants and routes at one moment, in memory."""
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import Connection, select
+from pydantic import ValidationError
+from sqlalchemy import Connection, Row, and_, select
+
+from reft_client.types import RouteDefinition
+from reft_server.routing.model import Route
 
 from .keys import is_match, parse_key
 from .model import SHARED, ApiKey, Caller, Scope, Tenant, TenantLimits
-from .schema import API_KEYS, GRANTS, REVISION, TENANTS
+from .schema import API_KEYS, GRANTS, REVISION, ROUTE_REVISIONS, ROUTES, TENANTS
+
+logger = logging.getLogger(__name__)
 
 _NO_DIGEST = secrets.token_bytes(32)
 
@@ -26,12 +33,15 @@ class Snapshot:
     Args:
         keys: dead ones too, by id.
         readers: who may use a set of another tenant, by (owner, name).
+        routes: what is in force, by (tenant, task).
     """
 
     revision: int
     tenants: Mapping[str, Tenant] = field(default_factory=lambda: MappingProxyType({SHARED: Tenant(SHARED)}))
     keys: Mapping[str, ApiKey] = field(default_factory=lambda: MappingProxyType({}))
     readers: Mapping[tuple[str, str], frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
+
+    routes: Mapping[tuple[str, str], Route] = field(default_factory=lambda: MappingProxyType({}))
 
     def caller(self, key: str) -> Caller | None:
         """Whose key this is; None if it is nobody's, or was revoked or has expired.
@@ -92,4 +102,22 @@ def read_snapshot(connection: Connection) -> Snapshot:
         MappingProxyType(tenants),
         MappingProxyType(keys),
         MappingProxyType({one: frozenset(names) for one, names in readers.items()}),
+        MappingProxyType({(route.tenant, route.task): route for route in _routes_in_force(connection)}),
     )
+
+
+def _routes_in_force(connection: Connection) -> Iterator[Route]:
+    keys = (ROUTES.c.tenant, ROUTES.c.task, ROUTES.c.revision)
+    is_in_force = and_(*(key == ROUTE_REVISIONS.c[key.name] for key in keys))
+    return read_routes(connection.execute(select(ROUTE_REVISIONS).join(ROUTES, is_in_force)))
+
+
+def read_routes(rows: Iterable[Row[Any]]) -> Iterator[Route]:
+    """Rows of the revisions as routes, but for those that another version of this server wrote and this can't read."""
+    for row in rows:
+        try:
+            definition = RouteDefinition.model_validate_json(row.definition)
+        except ValidationError:
+            logger.error("route_unreadable tenant=%s task=%s revision=%d", row.tenant, row.task, row.revision)
+        else:
+            yield Route(row.tenant, row.task, row.revision, row.previous, row.created_at, definition)

@@ -16,6 +16,7 @@ from ..disconnect import run_until_disconnect
 from ..openapi import CHAT_EXAMPLES, GENERATION_RESPONSES
 from ..output import ChatOutput
 from ..respond import respond
+from ..routed import with_routing_headers
 from ..translation import plan_chat
 
 router = APIRouter(tags=["generation"])
@@ -37,6 +38,7 @@ async def create_chat_completion(
 
     With `stream`, the answer is server-sent events: one `data: {json}` per piece, then `data: [DONE]`.
     """
+    body = with_routing_headers(body, request.headers)
     plan = await run_until_disconnect(plan_chat(context, caller, body), request.receive)
     output = ChatOutput(plan, body, context.tokenization)
     return await respond(context, request, plan, output, stream=body.stream, includes_usage=body.includes_usage)

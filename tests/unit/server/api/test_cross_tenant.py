@@ -79,6 +79,14 @@ CASES: dict[tuple[str, str], Case] = {
     ("DELETE", "/v1/interventions/{name}/grants/{tenant}"): Case(
         ("upload",), lambda name, *_: {"path": {"name": name, "tenant": "friend"}}
     ),
+    ("GET", "/v1/routes"): Case(READ, lists=True),
+    ("GET", "/v1/routes/{task}"): Case(READ, lambda name, *_: {"path": {"task": name}}),
+    ("PUT", "/v1/routes/{task}"): Case(
+        ("upload",), lambda name, *_: {"path": {"task": name}, "targets": [{"intervention": name}]}
+    ),
+    ("GET", "/v1/routes/{task}/revisions"): Case(READ, lambda name, *_: {"path": {"task": name}}),
+    ("POST", "/v1/routes/{task}/rollback"): Case(("upload",), lambda name, *_: {"path": {"task": name}}),
+    ("DELETE", "/v1/routes/{task}"): Case(("upload",), lambda name, *_: {"path": {"task": name}}),
     ("GET", "/v1/files"): Case(("upload",), lists=True),
     ("POST", "/v1/files"): Case(("upload",)),
     ("GET", "/v1/files/{file_id}"): Case(("upload",), lambda _, file, __: {"path": {"file_id": file}}),
@@ -147,6 +155,8 @@ def world(make_client: MakeClient, tmp_path: Path) -> World:
     uploaded = client.post(f"/v1/interventions?name={SECRET}", content=dumps(make_set(1)), headers=owner)
     assert uploaded.status_code == 201, uploaded.text
     assert client.put(f"/v1/interventions/{SECRET}/grants/friend", headers=owner).status_code == 200
+    route = {"targets": [{"intervention": SECRET}]}
+    assert client.put(f"/v1/routes/{SECRET}", json=route, headers=owner).status_code == 200
     return world
 
 

@@ -1,0 +1,1 @@
+"""Which interventions answer the requests of a task, for each tenant."""
