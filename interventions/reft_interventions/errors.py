@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_MAX_MESSAGE_LENGTH = 2000
+_MAX_PARAM_LENGTH = 200
+
 
 class ReftError(Exception):
     """Anything this project raises on purpose.
 
     `code` is stable and machine-readable; the message says what is wrong and what to do about it, and is safe
-    to show to the caller. `param` names the field of the request or file at fault, where there is one.
+    to show to the caller. `param` names the field of the request or file at fault, where there is one. Both are one
+    bounded, printable line whatever is put into them: what a client chose can't forge a log line or steer a terminal.
     """
 
     code: ClassVar[str] = "reft_error"
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = _one_line(message, _MAX_MESSAGE_LENGTH)
+        self.param = None if param is None else _one_line(param, _MAX_PARAM_LENGTH)
+        super().__init__(self.message)
+
+
+def _one_line(text: str, max_length: int) -> str:
+    if not text.isprintable():  # control characters, line ends, directions of writing, halves of surrogate pairs
+        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return text if len(text) <= max_length else f"{text[:max_length]}…"
 
 
 class InterventionError(ReftError):

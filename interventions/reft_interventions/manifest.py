@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Annotated, Any, NoReturn, Self
@@ -146,6 +147,10 @@ class InterventionSpec(_Strict):
             _refuse(f"a row of {self.component!r} has hidden_size numbers; leave width out", "width")
 
 
+_Heads = dict[int | None, list[InterventionSpec]]
+"""The interventions at one site by head; None: the whole row."""
+
+
 class Manifest(_Strict):
     """The manifest: the base model, the interventions in their order, and where the set comes from.
 
@@ -183,16 +188,16 @@ class Manifest(_Strict):
                 "upgrade reft-serve or export the file again",
                 "format_version",
             )
-        at_site: dict[tuple[int, str], list[InterventionSpec]] = {}
+        at_site: dict[tuple[int, str], _Heads] = {}
         for spec in self.interventions:
             if spec.layer >= self.base_model.num_layers:
                 _refuse(f"layer {spec.layer} is outside the base model's {self.base_model.num_layers} layers", "layer")
             if spec.low_rank_dimension > spec.row_size(self.base_model.hidden_size):
                 size = "hidden_size" if spec.width is None else "width"
                 _refuse(f"low_rank_dimension {spec.low_rank_dimension} exceeds {size}", "low_rank_dimension")
-            same_site = at_site.setdefault((spec.layer, spec.whole_component), [])
-            _check_overlap(spec, same_site)
-            same_site.append(spec)
+            heads = at_site.setdefault((spec.layer, spec.whole_component), {})
+            _check_overlap(spec, heads)
+            heads.setdefault(spec.head, []).append(spec)
         if {spec.parameters for spec in self.interventions} != set(range(self.num_parameter_groups)):
             _refuse("the indices in `parameters` must be 0, 1, 2 … without a gap", "parameters")
         _check_json(self.training)
@@ -242,10 +247,10 @@ def _shape_of(spec: InterventionSpec) -> tuple[str, int, int | None]:
     return spec.formula, spec.low_rank_dimension, spec.width
 
 
-def _check_overlap(spec: InterventionSpec, same_site: list[InterventionSpec]) -> None:
-    for other in same_site:
-        if None not in (spec.head, other.head) and spec.head != other.head:
-            continue  # two heads: no number in common
+def _check_overlap(spec: InterventionSpec, heads: _Heads) -> None:
+    """Two heads have no number in common: only the same head's are compared, and the whole row's with all."""
+    whole = [] if spec.head is None else heads.get(None, [])
+    for other in itertools.chain(whole, *(heads.values() if spec.head is None else [heads.get(spec.head, [])])):
         if spec.intervention_positions.may_overlap(other.intervention_positions):
             _refuse(
                 f"two interventions edit the same tokens at layer {spec.layer} {spec.component}; inside one set "

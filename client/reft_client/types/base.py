@@ -43,9 +43,14 @@ class RequestModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            return {key: value for key, value in data.items() if value is not None}
-        return data
+        if not isinstance(data, dict):
+            return data
+        must_be_known = cls.model_config.get("extra") == "forbid"
+        return {
+            key: value
+            for key, value in data.items()
+            if value is not None or (must_be_known and key not in cls.model_fields)
+        }
 
 
 class ResponseModel(BaseModel):

@@ -17,6 +17,7 @@ from reft_client.types import (
     CompletionRequest,
     CompletionResponse,
     InterventionRef,
+    TenantLimits,
     TokenizeRequest,
 )
 
@@ -260,3 +261,9 @@ def test_intervention_argument_accepts_or_refuses_but_never_breaks(value: object
     except ValidationError:
         return
     assert all(ref.name and math.isfinite(ref.scale) for ref in request.intervention_refs())
+
+
+def test_null_is_absent_but_hides_no_unknown_field_of_a_strict_body() -> None:
+    assert TenantLimits.model_validate({"max_sets": None}) == TenantLimits()
+    with pytest.raises(ValidationError, match="extra"):
+        TenantLimits.model_validate({"max_stes": None})

@@ -40,6 +40,15 @@ def test_status_of_an_unknown_subclass_is_its_parents() -> None:
     assert status_of(NarrowerError("x")) == 400
 
 
+def test_error_is_one_bounded_printable_line_whatever_a_client_put_into_it() -> None:
+    error = InvalidRequestError("no \x1b[31m such\r\nlevel=ERROR \u202ething" + "a" * 5000, param="b\n" * 500)
+    assert error.message.startswith("no \\x1b[31m such\\r\\nlevel=ERROR \\u202ething")
+    assert str(error) == error.message
+    for text, length in ((error.message, 2000), (error.param or "", 200)):
+        assert text.isprintable()
+        assert len(text) == length + 1
+
+
 def test_error_response_tells_when_to_try_again() -> None:
     assert error_response(EngineOverloadedError("full", retry_after_s=2.2)).headers["retry-after"] == "3"
     assert error_response(EngineDeadError("dead")).headers["retry-after"] == "5"
@@ -50,7 +59,7 @@ def test_error_response_has_openais_shape_for_any_text() -> None:
     response = error_response(InvalidRequestError("half a pair: \ud800", param="prompt"))
     assert json.loads(bytes(response.body)) == {
         "error": {
-            "message": "half a pair: \ud800",
+            "message": "half a pair: \\ud800",
             "type": "invalid_request_error",
             "param": "prompt",
             "code": "invalid_request",
