@@ -23,6 +23,8 @@ from reft_server.logging_setup import configure_logging
 from reft_server.reload import ReadSettings, SettingsReload
 from reft_server.serving import build_app, check_exposure
 from reft_server.tenants import TenantDirectory
+from reft_server.tenants.audit import SERVER_PROCESS
+from reft_server.tenants.audit_cli import main as audit_command
 from reft_server.tenants.cli import main as keys_command
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["keys"]:
         return keys_command(arguments[1:])
+    if arguments[:1] == ["audit"]:
+        return audit_command(arguments[1:])
     options = vars(_parser().parse_args(arguments))
     is_fetch_only = options.pop("fetch_only")
     try:
@@ -52,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="reft-serve",
-        usage="%(prog)s [--SETTING VALUE ...] [--fetch-only] [--version]\n       %(prog)s keys --help",
+        usage="%(prog)s [--SETTING VALUE ...] [--fetch-only] [--version]\n"
+        "       %(prog)s keys --help\n       %(prog)s audit --help",
         description="Serve one frozen base model; every request may name its own ReFT intervention.",
         epilog="Each setting is an environment variable too; the flag wins.",
     )
@@ -108,7 +113,10 @@ def _ignore(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _directory(settings: Settings) -> TenantDirectory:
-    return TenantDirectory.of_store(settings.store_dir, settings.tenant.to_tenant_limits(), settings.database_url_text)
+    limits = settings.tenant.to_tenant_limits()
+    directory = TenantDirectory.of_store(settings.store_dir, limits, settings.database_url_text)
+    directory.actor = SERVER_PROCESS
+    return directory
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -197,9 +197,7 @@ class Registry:
             async with self._upload_slots:
                 intervention_set, folded = await asyncio.to_thread(self._read_upload, path)
                 report = await self._engine.self_test(folded)
-                store = self._store.namespace(tenant)
-                quota = self._namespaces.quota(tenant)
-                stored = await asyncio.to_thread(store.put, path, name, intervention_set, quota)
+                stored = await asyncio.to_thread(self._namespaces.put, path, name, intervention_set, tenant)
         finally:
             path.unlink(missing_ok=True)
         self._pool.add(stored.content_hash, folded)

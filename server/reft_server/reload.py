@@ -73,7 +73,7 @@ class SettingsReload:
 
     def _audit(self, found: Reloaded) -> None:
         if self._directory is not None:
-            with self._directory.change("settings.reload", SHARED, "settings", changed=found.changed):
+            with self._directory.recording("settings.reload", SHARED, "settings", changed=found.changed):
                 pass
 
 

@@ -12,19 +12,8 @@ import pytest
 
 from reft_interventions.errors import ReftError
 from reft_server import errors as server_errors
+from reft_server.api.app import ROUTE_MODULES
 from reft_server.api.errors_table import STATUS_BY_ERROR
-from reft_server.api.routes import (
-    admin,
-    chat,
-    completions,
-    files,
-    fine_tuning,
-    interventions,
-    models,
-    operations,
-    routing,
-    tokenize,
-)
 from reft_server.config import SettingField, setting_fields
 from reft_server.engine.pool import PoolStats
 from reft_server.engine.types import EngineStats
@@ -34,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 )
-ROUTERS = (admin, chat, completions, files, fine_tuning, interventions, models, operations, routing, tokenize)
 
 
 def without_code(page: Path) -> str:
@@ -106,7 +94,7 @@ def test_docs_metrics_have_exactly_the_registrys() -> None:
 def test_readme_lists_exactly_the_routes() -> None:
     served = {
         (method, re.sub(r":\w+\}", "}", route.path))
-        for module in ROUTERS
+        for module in ROUTE_MODULES
         for route in module.router.routes
         for method in route.methods
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .audit import AuditEntry, AuditLog
 from .chat import (
     AssistantMessage,
     ChatChoice,
@@ -104,6 +105,8 @@ __all__ = [
     "AppliedIntervention",
     "AppliedRoute",
     "AssistantMessage",
+    "AuditEntry",
+    "AuditLog",
     "ChatChoice",
     "ChatChunk",
     "ChatChunkChoice",

@@ -32,13 +32,39 @@ from .lifecycle import Lifecycle
 from .middleware import RequestMiddleware
 from .model_names import ModelNames
 from .openapi_document import install_document
-from .routes import admin, chat, completions, files, fine_tuning, interventions, models, operations, routing, tokenize
+from .routes import (
+    admin,
+    audit,
+    chat,
+    completions,
+    files,
+    fine_tuning,
+    interventions,
+    models,
+    operations,
+    routing,
+    tokenize,
+)
 from .settings import ApiSettings
 from .tokenization import Tokenization
 
 if TYPE_CHECKING:
     from reft_server.tracing import Tracing
 
+ROUTE_MODULES = (
+    completions,
+    chat,
+    models,
+    interventions,
+    routing,
+    files,
+    fine_tuning,
+    tokenize,
+    admin,
+    audit,
+    operations,
+)
+"""Each has a `router`; the order is that of the OpenAPI document."""
 _DESCRIPTION = """
 OpenAI-compatible inference over one frozen base model. Every request may name ReFT interventions, which edit the
 model's hidden states for this request alone; different ones share a batch. Errors are
@@ -117,7 +143,7 @@ def create_app(
     app.state.tracing = tracing
     install_handlers(app)
     install_document(app)
-    for module in (completions, chat, models, interventions, routing, files, fine_tuning, tokenize, admin, operations):
+    for module in ROUTE_MODULES:
         app.include_router(module.router)
     return app
 

@@ -1,34 +1,59 @@
-"""The audit log: who changed what and when, written in the transaction of the change itself."""
+"""The audit log: who changed what and when. Entries are only ever added; the database refuses anything else."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, select
 
+from reft_client.types import AuditEntry
 from reft_server.request_context import current_request
 
 from .model import wire_name
 from .schema import AUDIT_LOG
 
 COMMAND_LINE = "command line"
-"""The actor where no request is being served: somebody at the machine."""
+"""The actor where somebody at the machine runs a command."""
+SERVER_PROCESS = "server process"
+"""The actor where a server acts by itself: at its start, at a signal, after a time. No tenant can have such a name."""
 
 
-def record(connection: Connection, action: str, tenant: str, target: str, details: dict[str, object]) -> None:
+@dataclass(frozen=True)
+class AuditQuery:
+    """Which entries, and how many.
+
+    Args:
+        after: of these, the entries that follow the one with this number in the order asked for.
+        since, until: Unix seconds; `until` is not included.
+        action: this one; with a dot at its end, every action on such a thing: `key.`.
+    """
+
+    limit: int = 1000
+    after: int | None = None
+    newest_first: bool = False
+    tenant: str | None = None
+    action: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+def record(
+    connection: Connection, actor: str, action: str, tenant: str, target: str, details: Mapping[str, object]
+) -> None:
     """Add an entry. Never content: no texts, no weights, no secrets.
 
     Args:
-        action: what was done, `<thing>.<verb>`, such as `key.revoke`.
+        actor: who acts where no request is being served.
         tenant: whose thing it is.
-        target: which thing: its name or id.
         details: what can't be read from the thing itself afterwards.
     """
     request = current_request()
     entry = {
         "at": time.time(),
-        "actor": COMMAND_LINE if request is None else request.tenant,
+        "actor": actor if request is None else request.tenant,
         "key_id": None if request is None else request.key_id,
         "request_id": None if request is None else request.request_id,
         "action": action,
@@ -37,3 +62,32 @@ def record(connection: Connection, action: str, tenant: str, target: str, detail
         "details": json.dumps(details, sort_keys=True),
     }
     connection.execute(insert(AUDIT_LOG).values(entry))
+
+
+def read(connection: Connection, query: AuditQuery) -> tuple[AuditEntry, ...]:
+    """The entries that a query asks for."""
+    number, found = AUDIT_LOG.c.id, select(AUDIT_LOG)
+    if query.after is not None:
+        found = found.where(number < query.after if query.newest_first else number > query.after)
+    if query.tenant is not None:
+        found = found.where(AUDIT_LOG.c.tenant == query.tenant)
+    if query.action is not None:
+        action = AUDIT_LOG.c.action
+        is_thing = query.action.endswith(".")
+        found = found.where(action.startswith(query.action, autoescape=True) if is_thing else action == query.action)
+    if query.since is not None:
+        found = found.where(AUDIT_LOG.c.at >= query.since)
+    if query.until is not None:
+        found = found.where(AUDIT_LOG.c.at < query.until)
+    found = found.order_by(number.desc() if query.newest_first else number).limit(query.limit)
+    return tuple(
+        AuditEntry(**{**row._mapping, "details": json.loads(row.details)}) for row in connection.execute(found)
+    )
+
+
+def pages(read_page: Callable[[AuditQuery], tuple[AuditEntry, ...]], query: AuditQuery) -> Iterator[str]:
+    """Everything that a query asks for, oldest first, as JSON lines: an entry a line, a page at a time."""
+    query = replace(query, newest_first=False)
+    while entries := read_page(query):
+        yield "".join(f"{entry.model_dump_json()}\n" for entry in entries)
+        query = replace(query, after=entries[-1].id)

@@ -6,13 +6,8 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
-from pathlib import Path
-from typing import Any
 
-from reft_server.config import load_settings
-from reft_server.errors import ReftError
-
+from .command import add_command, run_command
 from .directory import TenantDirectory
 from .model import SCOPES, SHARED, SHARED_NAME, ApiKey, Scope, key_state, tenant_of_wire_name, wire_name
 
@@ -22,17 +17,7 @@ _DEFAULT_SCOPES: tuple[Scope, ...] = ("infer", "upload")
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; 0 = done, 2 = it can't be, with a sentence on stderr."""
-    options = _parser().parse_args(argv)
-    try:
-        overrides = {name: getattr(options, name) for name in ("store_dir", "database_url")}
-        settings = load_settings({name: value for name, value in overrides.items() if value is not None})
-        with closing(TenantDirectory.of_store(settings.store_dir, None, settings.database_url_text)) as directory:
-            directory.open()
-            options.run(directory, options)
-    except ReftError as error:
-        sys.stderr.write(f"reft-serve: {error.message}\n")
-        return 2
-    return 0
+    return run_command(_parser(), argv)
 
 
 def _create(directory: TenantDirectory, options: argparse.Namespace) -> None:
@@ -84,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="reft-serve keys", description="Make, list, replace and end API keys. A running server notices at once."
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    create = _add(commands, "create", "make a key, and its tenant where it is new; prints the key", _create)
+    create = add_command(commands, "create", "make a key, and its tenant where it is new; prints the key", _create)
     create.add_argument(
         "tenant", nargs="?", default=SHARED_NAME, help=f"whose key it is (default: {SHARED_NAME}, the operator's own)"
     )
@@ -95,19 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     create.add_argument("--expires-in-days", type=float, metavar="DAYS", help="(default: it does not expire)")
     create.add_argument("--description", default="", help="what it is for")
-    _add(commands, "list", "list all keys, without their secrets", _list)
-    rotate = _add(commands, "rotate", "replace a key by a new one with the same rights; prints it", _rotate)
+    add_command(commands, "list", "list all keys, without their secrets", _list)
+    rotate = add_command(commands, "rotate", "replace a key by a new one with the same rights; prints it", _rotate)
     rotate.add_argument("key_id")
     rotate.add_argument("--overlap-s", type=float, default=0.0, metavar="S", help="the old one goes on so long")
-    _add(commands, "revoke", "end a key", _revoke).add_argument("key_id")
-    return parser
-
-
-def _add(commands: Any, name: str, summary: str, run: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-    parser.add_argument("--store-dir", type=Path, metavar="DIR", help="the server's store (default: REFT_STORE_DIR)")
-    parser.add_argument("--database-url", metavar="URL", help="the server's database (default: REFT_DATABASE_URL)")
-    parser.set_defaults(run=run)
+    add_command(commands, "revoke", "end a key", _revoke).add_argument("key_id")
     return parser
 
 

@@ -15,6 +15,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from reft_client.types import AuditEntry
 from reft_interventions.errors import InvalidInterventionNameError, StoreError
 from reft_interventions.store import check_name
 from reft_server.errors import ApiKeyNotFoundError, InvalidRequestError, TenantExistsError, TenantNotFoundError
@@ -42,10 +43,14 @@ class TenantDirectory:
 
     Args:
         defaults: limits of tenants that have none of their own.
+
+    Attributes:
+        actor: who acts where no request is being served, for the audit log.
     """
 
     def __init__(self, engine: Engine, defaults: TenantLimits | None = None) -> None:
         self._engine = engine
+        self.actor = audit.COMMAND_LINE
         self.defaults = defaults or TenantLimits()
         self._lock = threading.RLock()
         self._is_open = False
@@ -258,8 +263,42 @@ class TenantDirectory:
             with database_errors(), self._engine.begin() as connection:
                 connection.execute(update(REVISION).values(revision=REVISION.c.revision + 1))
                 yield connection
-                audit.record(connection, action, tenant, target, details)
+                audit.record(connection, self.actor, action, tenant, target, details)
             self.refresh()
+
+    @contextmanager
+    def recording(self, action: str, tenant: str, target: str, /, **details: object) -> Iterator[None]:
+        """For a change outside of the database: the audit log gets its entry before, so that none goes without.
+
+        If the change fails, a second entry says so: `<action>.failed`.
+
+        Raises:
+            StoreError: the database can't be used; the change was not begun.
+        """
+        self._record(action, tenant, target, details)
+        try:
+            yield
+        except BaseException as error:
+            try:
+                self._record(f"{action}.failed", tenant, target, {**details, "error": type(error).__name__})
+            except StoreError as unrecorded:
+                logger.error("audit_incomplete action=%s.failed reason=%s", action, unrecorded.message)
+            raise
+
+    def _record(self, action: str, tenant: str, target: str, details: dict[str, object]) -> None:
+        self.open()
+        with self._lock, database_errors(), self._engine.begin() as connection:
+            audit.record(connection, self.actor, action, tenant, target, details)
+
+    def audit_entries(self, query: audit.AuditQuery) -> tuple[AuditEntry, ...]:
+        """What the audit log holds.
+
+        Raises:
+            StoreError: the database can't be read.
+        """
+        self.open()
+        with self._lock, reading(self._engine) as connection:
+            return audit.read(connection, query)
 
 
 def check_tenant_name(name: str) -> str:

@@ -6,7 +6,12 @@ granted it; `shared/haiku` is the shared one, whatever the tenant has. A grant n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from reft_interventions.errors import InterventionNotFoundError
+from reft_interventions.intervention_set import InterventionSet
 from reft_interventions.store import InterventionStore, StoredVersion, StoreQuota, check_name
 
 from .directory import TenantDirectory
@@ -48,16 +53,32 @@ class Namespaces:
             return f"{SHARED_NAME}/{stored.name}" if is_hidden else stored.name
         return f"{stored.tenant}/{stored.name}"
 
+    def put(self, path: Path, name: str, intervention_set: InterventionSet, tenant: str) -> StoredVersion:
+        """Store in the tenant's own namespace, within its quota. Raises as `InterventionStore.put` does."""
+        with self._recording("set.upload", tenant, name, content_hash=intervention_set.content_hash):
+            return self._store.namespace(tenant).put(path, name, intervention_set, self.quota(tenant))
+
     def delete(self, name: str, version: int | str | None, tenant: str) -> tuple[StoredVersion, ...]:
         """Delete in the tenant's own namespace. Raises as `InterventionStore.delete` does.
 
         The grants of a name end with its last version: a later set of that name is nobody else's business.
         """
         own = self._store.namespace(tenant)
-        deleted = own.delete(name, version)
+        doomed = own.versions(name) if version is None else (own.resolve(name, version),)
+        with self._recording("set.delete", tenant, name, versions=[stored.version for stored in doomed]):
+            deleted = own.delete(name, version)
         if self._directory is not None and not own.has_name(name):
             self._directory.withdraw(tenant, name)
         return deleted
+
+    @contextmanager
+    def _recording(self, action: str, tenant: str, name: str, **details: object) -> Iterator[None]:
+        """A change of the store, written to the audit log before it happens."""
+        if self._directory is None:
+            yield
+        else:
+            with self._directory.recording(action, tenant, name, **details):
+                yield
 
     def quota(self, tenant: str) -> StoreQuota:
         """What a tenant may store."""

@@ -9,10 +9,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
+from reft_interventions.errors import StoreError
+from reft_server import cli
 from reft_server.errors import TenantExistsError, TenantNotFoundError
 from reft_server.request_context import serving
 from reft_server.tenants import TenantDirectory, TenantLimits
+from reft_server.tenants.audit import AuditQuery, pages
+from reft_server.tenants.database import engine_of_url
 
 
 @pytest.fixture
@@ -68,3 +74,84 @@ def test_entry_names_the_request_and_its_key(directory: TenantDirectory, tmp_pat
     with closing(sqlite3.connect(tmp_path / "tenants.sqlite3")) as connection:
         actors = connection.execute("SELECT actor, key_id, request_id FROM audit_log ORDER BY id").fetchall()
     assert actors == [("command line", None, None), ("shared", "0123456789abcdef", "req-1")]
+
+
+def test_database_refuses_to_change_or_remove_an_entry(database_url: str) -> None:
+    statements = ["UPDATE audit_log SET actor = 'nobody'", "DELETE FROM audit_log"]
+    if database_url.startswith("sqlite"):
+        statements.append(
+            "INSERT OR REPLACE INTO audit_log SELECT id, 0, 'x', '', '', 'x', 'x', 'x', '{}' FROM audit_log"
+        )
+    else:
+        statements.append("TRUNCATE audit_log")
+    with closing(TenantDirectory.of_store(Path("unused"), database_url=database_url)) as directory:
+        directory.open()
+        directory.create_tenant("acme")
+        before = directory.audit_entries(AuditQuery())
+        engine = engine_of_url(database_url)
+        for statement in statements:
+            with pytest.raises(DBAPIError, match="only ever added"), engine.begin() as connection:
+                connection.execute(text(statement))
+        engine.dispose()
+        assert directory.audit_entries(AuditQuery()) == before
+
+
+def test_export_reads_page_after_page(directory: TenantDirectory) -> None:
+    for number in range(5):
+        directory.create_tenant(f"t{number}")
+    found = list(pages(directory.audit_entries, AuditQuery(limit=2)))
+    assert [page.count("\n") for page in found] == [2, 2, 1]
+    assert [json.loads(line)["target"] for line in "".join(found).splitlines()] == ["t0", "t1", "t2", "t3", "t4"]
+
+
+def test_entry_is_there_before_the_change_and_a_failure_is_added(directory: TenantDirectory) -> None:
+    def fail() -> None:
+        assert [entry.action for entry in directory.audit_entries(AuditQuery())] == ["set.upload"]
+        raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"), directory.recording("set.upload", "acme", "haiku", size=1):
+        fail()
+    first, second = directory.audit_entries(AuditQuery())
+    assert (first.action, first.details) == ("set.upload", {"size": 1})
+    assert (second.action, second.details) == ("set.upload.failed", {"size": 1, "error": "ValueError"})
+
+
+def test_change_does_not_begin_where_the_log_cannot_be_written(directory: TenantDirectory, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "tenants.sqlite3")) as connection:
+        connection.execute("DROP TABLE audit_log")
+    with pytest.raises(StoreError), directory.recording("set.upload", "acme", "haiku"):
+        pytest.fail("it began")
+
+
+def test_export_command_writes_json_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for tenant in ("acme", "globex"):
+        cli.main(["keys", "create", tenant, "--store-dir", str(tmp_path)])
+    capsys.readouterr()
+    assert cli.main(["audit", "export", "--store-dir", str(tmp_path)]) == 0
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["action"], one["tenant"], one["actor"]) for one in entries] == [
+        ("tenant.create", "acme", "command line"),
+        ("key.create", "acme", "command line"),
+        ("tenant.create", "globex", "command line"),
+        ("key.create", "globex", "command line"),
+    ]
+    choice = [
+        "--tenant",
+        "globex",
+        "--action",
+        "key.",
+        "--after",
+        "1",
+        "--since",
+        "2020-01-01",
+        "--until",
+        "9999-01-01",
+    ]
+    cli.main(["audit", "export", "--store-dir", str(tmp_path), *choice])
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == entries[3:]
+
+
+def test_export_command_refuses_a_time_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["audit", "export", "--since", "yesterday"])
+    assert "'yesterday' is not a time such as" in capsys.readouterr().err

@@ -111,6 +111,8 @@ CASES: dict[tuple[str, str], Case] = {
     ("POST", "/v1/admin/keys/{key_id}/rotate"): Case(("admin",), body={}),
     ("DELETE", "/v1/admin/keys/{key_id}"): Case(("admin",)),
     ("POST", "/v1/admin/reload"): Case(("admin",)),
+    ("GET", "/v1/admin/audit"): Case(("admin",)),
+    ("GET", "/v1/admin/audit/export"): Case(("admin",)),
     ("GET", "/metrics"): Case(("metrics",)),
     ("GET", "/health"): Case(()),
     ("GET", "/ready"): Case(()),
