@@ -15,6 +15,7 @@ from .calls import Progress
 from .connection import Connection
 from .options import ChatOptions, CompletionOptions, Messages, Prompt
 from .retry import RetryPolicy
+from .routes import AsyncRoutes
 from .transports import AsyncStream, AsyncTransport
 from .types import (
     ChatChunk,
@@ -94,6 +95,7 @@ class AsyncReftClient:
         connection = Connection.resolve(base_url, api_key, timeout_s)
         self._transport = AsyncTransport(connection, retry or RetryPolicy(), transport, sleep)
         self.interventions = AsyncInterventions(self._transport)
+        self.routes = AsyncRoutes(self._transport)
 
     @property
     def base_url(self) -> str:

@@ -15,6 +15,7 @@ from .calls import Progress
 from .connection import Connection
 from .options import ChatOptions, CompletionOptions, Messages, Prompt
 from .retry import RetryPolicy
+from .routes import Routes
 from .transports import Stream, Transport
 from .types import (
     ChatChunk,
@@ -112,6 +113,7 @@ class ReftClient:
         connection = Connection.resolve(base_url, api_key, timeout_s)
         self._transport = Transport(connection, retry or RetryPolicy(), transport, sleep)
         self.interventions = Interventions(self._transport)
+        self.routes = Routes(self._transport)
 
     @property
     def base_url(self) -> str:

@@ -123,6 +123,10 @@ def _add_sampling(options: GenerationOptions, args: argparse.Namespace) -> None:
         options["intervention"] = refs
     if args.model is not None:
         options["model"] = args.model
+    if args.task is not None:
+        options["task"] = args.task
+    if args.routing_key is not None:
+        options["routing_key"] = args.routing_key
     if args.temperature is not None:
         options["temperature"] = args.temperature
     if args.top_p is not None:

@@ -13,6 +13,7 @@ from ..connection import DEFAULT_URL
 from . import generation, resources
 from .plugins import add_plugins
 from .reference import OfIntervention, parse_reference, parse_subspaces
+from .routes import add_routes
 from .terminal import Terminal
 
 __all__ = ["build_parser"]
@@ -79,6 +80,8 @@ def _sampling_options() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("generation")
     group.add_argument("--model", help="the base model or an intervention (default: the base model)")
+    group.add_argument("--task", help="let the route of a task choose the interventions")
+    group.add_argument("--routing-key", metavar="KEY", help="with --task: the same key gets the same interventions")
     group.add_argument("--max-tokens", type=int, metavar="N", help="stop after N tokens")
     group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: 1)")
     group.add_argument("--top-p", type=float, metavar="P", help="sample among the likeliest tokens that reach P")
@@ -114,6 +117,7 @@ examples:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_generation(commands)
     _add_interventions(commands)
+    add_routes(commands, _add)
     _add(commands, "models", "list the models that a request may name", resources.models, "reft models --json")
     add_plugins(commands)
     _add_bench(commands)

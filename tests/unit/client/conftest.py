@@ -29,7 +29,7 @@ class Blocking:
         return self._wrap(value)
 
     def _wrap(self, value: Any) -> Any:
-        is_ours = type(value).__module__ in ("reft_client.async_client", "reft_client.transports")
+        is_ours = type(value).__module__ in ("reft_client.async_client", "reft_client.routes", "reft_client.transports")
         return Blocking(value, self._runner) if is_ours else value
 
     def __iter__(self) -> Blocking:

@@ -12,6 +12,7 @@ import pytest
 import reft_client
 from reft_client import AsyncReftClient, ReftClient
 from reft_client.async_client import AsyncInterventions
+from reft_client.routes import AsyncRoutes, Routes
 from reft_client.sync_client import Interventions
 from reft_client.types import InterventionRef
 from tests.unit.client.fakes import CHAT, COMPLETION, MakeClient, answering, error_response
@@ -199,7 +200,10 @@ def test_timeouts_are_always_set(make_client: MakeClient) -> None:
     assert all(timeout[key] > 0 for timeout in timeouts for key in ("connect", "read", "write", "pool"))
 
 
-@pytest.mark.parametrize(("sync", "other"), [(ReftClient, AsyncReftClient), (Interventions, AsyncInterventions)])
+@pytest.mark.parametrize(
+    ("sync", "other"),
+    [(ReftClient, AsyncReftClient), (Interventions, AsyncInterventions), (Routes, AsyncRoutes)],
+)
 def test_clients_have_the_same_face(sync: type, other: type) -> None:
     def face(owner: type) -> dict[str, list[tuple[str, object]]]:
         return {

@@ -37,7 +37,14 @@ class CannedAnswers(BaseHTTPRequestHandler):
         "base_model": "m",
     }
 
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self._send(json.dumps({"task": "support", "revision": 1, "created": 1}), "application/json", 200)
+
     def do_POST(self) -> None:
+        if self.path.endswith("/rollback"):
+            self.do_PUT()
+            return
         raw = self.rfile.read(int(self.headers["content-length"]))
         if self.path.startswith("/v1/interventions"):
             self._send(json.dumps(self.INFO), "application/json", 201)
