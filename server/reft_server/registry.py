@@ -262,6 +262,15 @@ class Registry:
             logger.info("intervention_deleted version=%d content_hash=%s", stored.version, stored.content_hash)
         return deleted
 
+    async def forget(self, tenant: str) -> None:
+        """Purge everything in a tenant's namespace; requests in flight finish with what they resolved.
+
+        Raises:
+            StoreError: the disk or the index failed; what is left goes when it is called again.
+        """
+        for stored in await asyncio.to_thread(self._namespaces.forget, tenant):
+            self._pool.discard(stored.content_hash)
+
     async def purge_expired(self) -> None:
         """End, for ever and again, the deleted versions whose retention time is over."""
         while True:

@@ -15,6 +15,7 @@ __all__ = [
     "ApiKeyRotation",
     "CreatedApiKey",
     "SettingsReload",
+    "TenantDeleted",
     "TenantInfo",
     "TenantLimits",
     "TenantList",
@@ -64,6 +65,14 @@ class TenantInfo(ResponseModel):
     name: str
     created: int
     limits: TenantLimits = Field(default_factory=TenantLimits)
+
+
+class TenantDeleted(ResponseModel):
+    """A tenant that is gone, with all that was its own."""
+
+    object: Literal["tenant.deleted"] = "tenant.deleted"
+    name: str
+    deleted: bool = True
 
 
 class TenantList(ResponseModel):

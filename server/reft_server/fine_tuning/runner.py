@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import json
 import logging
 import shutil
@@ -107,7 +108,8 @@ class Runner:
             path = self._jobs.folder(record.id).progress
             run = _Run(record.owner, ProgressReader(path, path.stat().st_size if path.is_file() else 0))
             self._runs[record.id] = run
-            run.task = asyncio.create_task(self._run(record, run))
+            # Not in the context of the request that made room: logs and audit entries would name its tenant.
+            run.task = asyncio.create_task(self._run(record, run), context=contextvars.Context())
 
     async def cancel(self, job_id: str) -> None:
         """End a job that waits or runs; returns when its process is gone. One that is just being stored goes on."""

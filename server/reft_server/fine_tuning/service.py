@@ -151,6 +151,20 @@ class FineTuning:
                 return record
         raise FineTuningJobFinishedError(f"The job {job_id} has {record.status} already")
 
+    async def forget(self, owner: str) -> None:
+        """End and remove all jobs and files of an owner.
+
+        Raises:
+            FineTuningUnavailableError: the folder is another server's, or can't be used.
+            StoreError: the disk failed; what is left goes when it is called again.
+        """
+        for record in self.jobs.list(owner):
+            if not record.has_ended:
+                await self._runner.cancel(record.id)
+            await self._jobs.remove(record.id)
+        for file in self.files.list(owner):
+            await self._files.delete(file)
+
     async def delete_file(self, file_id: str, owner: str = "") -> FileRecord:
         """Remove a file.
 

@@ -24,12 +24,14 @@ from . import audit
 from .database import database_errors, engine_of_url, make_tables, memory_engine, reading, sqlite_engine
 from .keys import NewKey, new_key
 from .model import SHARED, SHARED_NAME, ApiKey, Scope, Tenant, TenantLimits, wire_name
-from .schema import API_KEYS, GRANTS, REVISION, TENANTS
+from .schema import API_KEYS, AUDIT_LOG, GRANTS, METADATA, REVISION, TENANTS
 from .snapshot import EMPTY, Snapshot, read_snapshot
 
 logger = logging.getLogger(__name__)
 
 _FILE_NAME = "tenants.sqlite3"
+_OWNER_COLUMNS = ("tenant", "owner", "reader")
+"""What a column is called that says whose a row is."""
 REFRESH_S = 1.0
 """How often a server looks for what others, or the command line, have changed."""
 
@@ -148,6 +150,38 @@ class TenantDirectory:
                 raise _no_tenant(name)
         logger.info("tenant_limits_set tenant=%s", wire_name(name))
         return self.snapshot.tenants[name]
+
+    def close_tenant(self, name: str) -> None:
+        """Revoke all keys of a tenant: the first step of its deletion.
+
+        Raises:
+            InvalidRequestError: it is the operator's own.
+            TenantNotFoundError: there is none with this name.
+        """
+        if name == SHARED:
+            raise InvalidRequestError(f"{SHARED_NAME!r} is the operator's own tenant, and stays", param="tenant")
+        with self.change("tenant.close", name, name) as connection:
+            if connection.execute(select(TENANTS.c.name).where(TENANTS.c.name == name)).first() is None:
+                raise _no_tenant(name)
+            of_tenant = (API_KEYS.c.tenant == name) & API_KEYS.c.revoked_at.is_(None)
+            connection.execute(update(API_KEYS).where(of_tenant).values(revoked_at=time.time()))
+        logger.info("tenant_closed tenant=%s", name)
+
+    def delete_tenant(self, name: str) -> None:
+        """Forget a tenant and everything that the database holds of it, but for the audit log.
+
+        Raises:
+            InvalidRequestError: it is the operator's own.
+            TenantNotFoundError: there is none with this name.
+        """
+        self.close_tenant(name)
+        with self.change("tenant.delete", name, name) as connection:
+            for table in reversed(METADATA.sorted_tables):
+                owners = [] if table is AUDIT_LOG else [table.c[key] for key in _OWNER_COLUMNS if key in table.c]
+                for column in owners:
+                    connection.execute(delete(table).where(column == name))
+            connection.execute(delete(TENANTS).where(TENANTS.c.name == name))
+        logger.info("tenant_deleted tenant=%s", name)
 
     def create_key(
         self, tenant: str, scopes: Sequence[Scope], *, description: str = "", expires_at: float | None = None

@@ -13,6 +13,7 @@ from pathlib import Path
 from reft_interventions.errors import InterventionNotFoundError
 from reft_interventions.intervention_set import InterventionSet
 from reft_interventions.store import InterventionStore, StoredVersion, StoreQuota, check_name
+from reft_server.errors import TenantNotFoundError
 
 from .directory import TenantDirectory
 from .model import SHARED, SHARED_NAME, tenant_of_wire_name
@@ -55,6 +56,8 @@ class Namespaces:
 
     def put(self, path: Path, name: str, intervention_set: InterventionSet, tenant: str) -> StoredVersion:
         """Store in the tenant's own namespace, within its quota. Raises as `InterventionStore.put` does."""
+        if self._directory is not None and tenant not in self._snapshot.tenants:
+            raise TenantNotFoundError("This tenant has been deleted")
         with self._recording("set.upload", tenant, name, content_hash=intervention_set.content_hash):
             return self._store.namespace(tenant).put(path, name, intervention_set, self.quota(tenant))
 
@@ -70,6 +73,18 @@ class Namespaces:
         if self._directory is not None and not own.has_name(name):
             self._directory.withdraw(tenant, name)
         return deleted
+
+    def forget(self, tenant: str) -> tuple[StoredVersion, ...]:
+        """Purge everything in a tenant's namespace. Raises as `InterventionStore.purge` does."""
+        own = self._store.namespace(tenant)
+        purged: list[StoredVersion] = []
+        living = {stored.name for stored in own.list()}
+        for name in sorted(living | {stored.name for stored in own.deleted()}):
+            with self._recording("set.purge", tenant, name):
+                if name in living:
+                    purged += own.delete(name, is_final=True)
+                purged += own.purge(name)
+        return tuple(purged)
 
     @contextmanager
     def _recording(self, action: str, tenant: str, name: str, **details: object) -> Iterator[None]:

@@ -16,6 +16,7 @@ from reft_client.types import (
     ApiKeyRotation,
     CreatedApiKey,
     SettingsReload,
+    TenantDeleted,
     TenantInfo,
     TenantLimits,
     TenantList,
@@ -59,6 +60,22 @@ async def get_tenant(context: Context, tenant: str) -> TenantInfo:
     if found is None:
         raise TenantNotFoundError(f"There is no tenant {tenant[:64]!r}", param="tenant")
     return _tenant_info(found)
+
+
+@router.delete("/tenants/{tenant}", summary="Delete a tenant", responses={404: ERROR})
+async def delete_tenant(context: Context, tenant: str) -> TenantDeleted:
+    """Its keys end first; then its sets, jobs and files are removed for good, and what others granted to it ends.
+
+    The audit log keeps its entries. After a failure midway, the same request goes on where that one stopped.
+    """
+    name = tenant_of_wire_name(tenant)
+    await asyncio.to_thread(context.directory.close_tenant, name)
+    if context.tuning is not None:
+        await context.tuning.forget(name)
+    await context.registry.forget(name)
+    await asyncio.to_thread(context.directory.delete_tenant, name)
+    await context.registry.forget(name)  # an upload that was under way
+    return TenantDeleted(name=tenant)
 
 
 @router.put("/tenants/{tenant}/limits", summary="Set a tenant's limits", responses={404: ERROR})

@@ -105,6 +105,7 @@ CASES: dict[tuple[str, str], Case] = {
     ("POST", "/v1/admin/tenants"): Case(("admin",), body={"name": "new"}),
     ("GET", "/v1/admin/tenants"): Case(("admin",)),
     ("GET", "/v1/admin/tenants/{tenant}"): Case(("admin",)),
+    ("DELETE", "/v1/admin/tenants/{tenant}"): Case(("admin",)),
     ("PUT", "/v1/admin/tenants/{tenant}/limits"): Case(("admin",), body={}),
     ("POST", "/v1/admin/tenants/{tenant}/keys"): Case(("admin",), body={"scopes": ["infer"]}),
     ("GET", "/v1/admin/tenants/{tenant}/keys"): Case(("admin",)),
