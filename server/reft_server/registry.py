@@ -17,7 +17,7 @@ from reft_interventions.errors import InterventionError, InterventionValueError,
 from reft_interventions.file_format import FileLimits, load
 from reft_interventions.folded import FoldedSet
 from reft_interventions.intervention_set import InterventionSet
-from reft_interventions.store import InterventionStore, StoredVersion, check_name
+from reft_interventions.store import InterventionStore, PutCondition, StoredVersion, check_name
 from reft_interventions.subspaces import choose_dimensions
 from reft_interventions.validation import BaseModelSpec, check_base, validate_for_base
 
@@ -28,6 +28,8 @@ from .metrics import ResidentInterventions
 from .tenants import SHARED, TenantDirectory
 from .tenants.model import label_of
 from .tenants.namespaces import Namespaces
+from .tenants.set_book import Origin
+from .tenants.set_notes import SetNotes
 
 logger = logging.getLogger(__name__)
 
@@ -179,12 +181,25 @@ class Registry:
         """
         return tuple(sets) if self._device_pool is None else await self._device_pool.place(sets)
 
-    async def add(self, path: Path, name: str, *, tenant: str = SHARED) -> tuple[StoredVersion, SelfTestReport]:
+    async def add(
+        self,
+        path: Path,
+        name: str,
+        *,
+        tenant: str = SHARED,
+        condition: PutCondition | None = None,
+        origin: Origin | None = None,
+    ) -> tuple[StoredVersion, SelfTestReport]:
         """Check the file at `path`, try it in the engine, and store it as the next version of the tenant's `name`.
 
         Nothing is stored when a step fails. `path`, from `new_upload_path`, is gone afterwards in every case.
 
+        Args:
+            condition: what the name must hold.
+            origin: where the file comes from; None = an upload of which nothing more is known.
+
         Raises:
+            InterventionPreconditionError: the name does not hold what `condition` says.
             InvalidInterventionNameError: the name breaks the rules.
             InterventionQuotaError: the tenant has as much as it may store.
             InterventionError: the file is refused; see `file_format.load` and `validate_for_base`.
@@ -197,7 +212,9 @@ class Registry:
             async with self._upload_slots:
                 intervention_set, folded = await asyncio.to_thread(self._read_upload, path)
                 report = await self._engine.self_test(folded)
-                stored = await asyncio.to_thread(self._namespaces.put, path, name, intervention_set, tenant)
+                stored = await asyncio.to_thread(
+                    self._namespaces.put, path, name, intervention_set, tenant, condition, origin or Origin()
+                )
         finally:
             path.unlink(missing_ok=True)
         self._pool.add(stored.content_hash, folded)
@@ -245,17 +262,22 @@ class Registry:
         return self._namespaces.name_of(stored, tenant)
 
     async def delete(
-        self, name: str, version: int | str | None = None, *, tenant: str = SHARED
+        self, name: str, version: int | str | None = None, *, tenant: str = SHARED, is_final: bool = False
     ) -> tuple[StoredVersion, ...]:
         """Delete one version, or all of a name; requests in flight finish with what they resolved.
 
-        With a name's last version its grants end.
+        With a name's last version its grants end. What is deleted can be restored for a time.
+
+        Args:
+            is_final: nothing can be restored, nor what was deleted before.
 
         Raises:
+            InterventionConflictError: an alias names that version.
             InterventionNotFoundError: there is nothing to delete.
             StoreError: the disk or the index failed.
         """
-        deleted = await asyncio.to_thread(self._namespaces.delete, name, version, tenant)
+        delete = self._namespaces.purge if is_final else self._namespaces.delete
+        deleted = await asyncio.to_thread(delete, name, version, tenant)
         for stored in deleted:
             # Another name may share the content: then its next use loads it again.
             self._pool.discard(stored.content_hash)
@@ -271,11 +293,33 @@ class Registry:
         for stored in await asyncio.to_thread(self._namespaces.forget, tenant):
             self._pool.discard(stored.content_hash)
 
+    async def restore(
+        self, name: str, version: int | str | None = None, *, tenant: str = SHARED
+    ) -> tuple[StoredVersion, ...]:
+        """Undo the latest delete of a name, or restore one version. Raises as `InterventionStore.restore` does."""
+        restored = await asyncio.to_thread(self._namespaces.restore, name, version, tenant)
+        for stored in restored:
+            logger.info("intervention_restored version=%d content_hash=%s", stored.version, stored.content_hash)
+        return restored
+
+    def deleted(self, name: str | None = None, *, tenant: str = SHARED) -> tuple[StoredVersion, ...]:
+        """What `restore` can bring back, of one name or of all, oldest deletion first."""
+        return self._namespaces.deleted(name, tenant)
+
+    @property
+    def retention_s(self) -> float:
+        """How long a deleted version can be restored."""
+        return self._store.retention_s
+
+    def notes(self, stored: StoredVersion) -> SetNotes:
+        """Description, labels and aliases of a set."""
+        return self._namespaces.notes(stored)
+
     async def purge_expired(self) -> None:
         """End, for ever and again, the deleted versions whose retention time is over."""
         while True:
             try:
-                purged = await asyncio.to_thread(self._store.purge_expired)
+                purged = await asyncio.to_thread(self._namespaces.purge_expired)
                 if purged:
                     logger.info("interventions_purged num=%d", len(purged))
             except StoreError as error:
@@ -338,7 +382,7 @@ class Registry:
         upload = self.new_upload_path()
         try:
             await asyncio.to_thread(shutil.copyfile, path, upload)
-            stored, _ = await self.add(upload, name)
+            stored, _ = await self.add(upload, name, origin=Origin("preload"))
         finally:
             upload.unlink(missing_ok=True)
         return stored

@@ -45,6 +45,7 @@ from .interventions import (
     InterventionList,
     InterventionRef,
     InterventionUpload,
+    Provenance,
     SelfTestReport,
     SelfTestSite,
     VersionList,
@@ -73,6 +74,15 @@ from .routing import (
     TaskName,
 )
 from .sampling import PromptTokensDetails, SamplingFields, StreamOptions, Timing, Usage
+from .sets import (
+    Alias,
+    AliasDeleted,
+    AliasList,
+    AliasMove,
+    AliasRequest,
+    InterventionPatch,
+    RestoreResponse,
+)
 from .structured import JsonSchema, OutputGrammar, ResponseFormat, StructuredOutputs
 from .tenants import (
     ApiKeyInfo,
@@ -99,6 +109,11 @@ from .tools import (
 )
 
 __all__ = [
+    "Alias",
+    "AliasDeleted",
+    "AliasList",
+    "AliasMove",
+    "AliasRequest",
     "ApiKeyInfo",
     "ApiKeyList",
     "ApiKeyRequest",
@@ -148,6 +163,7 @@ __all__ = [
     "HealthStatus",
     "InterventionInfo",
     "InterventionList",
+    "InterventionPatch",
     "InterventionRef",
     "InterventionUpload",
     "JobStatus",
@@ -158,8 +174,10 @@ __all__ = [
     "NamedToolChoice",
     "OutputGrammar",
     "PromptTokensDetails",
+    "Provenance",
     "ReftMethod",
     "ResponseFormat",
+    "RestoreResponse",
     "RouteDefinition",
     "RouteDeleted",
     "RouteInfo",

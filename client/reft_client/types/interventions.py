@@ -20,6 +20,7 @@ __all__ = [
     "InterventionList",
     "InterventionRef",
     "InterventionUpload",
+    "Provenance",
     "SelfTestReport",
     "SelfTestSite",
     "VersionList",
@@ -154,6 +155,22 @@ class AppliedIntervention(ResponseModel):
     source_tokens: int | None = None
 
 
+class Provenance(ResponseModel):
+    """Where a version comes from.
+
+    Args:
+        source: how it came: `upload`, `fine_tuning`, `preload`.
+        key_id: of the API key that brought it; only its owner is told.
+        details: what was said at the upload, or the job that trained it.
+        training: what the file says about its training.
+    """
+
+    source: str | None = None
+    key_id: str | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
 class InterventionInfo(ResponseModel):
     """One version of a stored intervention set.
 
@@ -164,6 +181,10 @@ class InterventionInfo(ResponseModel):
         created: Unix time in seconds.
         low_rank_dimension: the largest of its sites; None for formulas without one.
         subspaces: names of groups of rank dimensions, which a request may choose.
+        description, labels: what its owner says about the set, all versions of it.
+        aliases: those that name this version now.
+        deleted: Unix time in seconds; None = it lives. Until `restorable_until` it can be restored.
+        provenance: where this version comes from; only where one set is asked for.
         state: `loaded` = its folded tensors are in memory; `stored` = on disk, read at the next use.
     """
 
@@ -184,6 +205,11 @@ class InterventionInfo(ResponseModel):
     num_parameters: int | None = None
     description: str = ""
     license: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    deleted: int | None = None
+    restorable_until: int | None = None
+    provenance: Provenance | None = None
     state: Literal["stored", "loaded"] = "stored"
 
 
@@ -211,18 +237,24 @@ class InterventionUpload(InterventionInfo):
 
 
 class InterventionList(ResponseModel):
-    """The newest version of every intervention."""
+    """The newest version of every intervention. For the next page, send `last_id` as `after`."""
 
     object: Literal["list"] = "list"
     data: tuple[InterventionInfo, ...] = ()
+    has_more: bool = False
+    first_id: str | None = None
+    last_id: str | None = None
 
 
 class VersionList(ResponseModel):
-    """Every version of one intervention, oldest first."""
+    """Every version of one intervention, oldest first. For the next page, send `last_id` as `after`."""
 
     object: Literal["list"] = "list"
     name: str
     data: tuple[InterventionInfo, ...] = ()
+    has_more: bool = False
+    first_id: str | None = None
+    last_id: str | None = None
 
 
 class Grant(ResponseModel):

@@ -6,7 +6,7 @@ from .blobs import BlobStore, DiskBlobs
 from .catalog import Catalog, CatalogTransaction
 from .condition import PutCondition
 from .intervention_store import InterventionStore, RebuildReport
-from .names import Reference, check_name, check_version, parse_reference
+from .names import Reference, check_alias, check_name, check_version, is_alias, parse_reference
 from .quota import StoreQuota
 from .records import StoredVersion
 
@@ -21,7 +21,9 @@ __all__ = [
     "Reference",
     "StoreQuota",
     "StoredVersion",
+    "check_alias",
     "check_name",
     "check_version",
+    "is_alias",
     "parse_reference",
 ]

@@ -1,4 +1,4 @@
-"""The rules for names, versions and references: `name`, `name@3`, `name@sha256:0123456789ab`."""
+"""The rules for names, versions, aliases and references: `name`, `name@3`, `name@sha256:0123456789ab`, `name@prod`."""
 
 from __future__ import annotations
 
@@ -72,6 +72,30 @@ def check_version(version: int | str | None) -> int | str | None:
         "12 hex digits (lower case) of the content hash",
         param="version",
     )
+
+
+def check_alias(alias: str) -> str:
+    """Return `alias` if it may name a version: the rule of names, and no number.
+
+    Raises:
+        InvalidInterventionNameError: it breaks the rule.
+    """
+    if not is_alias(alias):
+        raise InvalidInterventionNameError(
+            f"{_quoted(alias)} can't be an alias: it must not be a number, and {_NAME_RULE}", param="alias"
+        )
+    return alias
+
+
+def is_alias(version: int | str | None) -> bool:
+    """Whether a version, as a reference gives it, can only be an alias."""
+    if not isinstance(version, str) or version.isdecimal():
+        return False
+    try:
+        check_name(version)
+    except InvalidInterventionNameError:
+        return False
+    return True
 
 
 def parse_reference(text: str) -> Reference:

@@ -24,6 +24,7 @@ from reft_server.routing.shadow_slots import ShadowSlots
 from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.meters import Meters
+from reft_server.tenants.set_book import SetBook
 
 from .authentication import Authenticator, OpenTo
 from .context import ApiContext, LiveSettings
@@ -34,16 +35,19 @@ from .model_names import ModelNames
 from .openapi_document import install_document
 from .routes import (
     admin,
+    aliases,
     audit,
     chat,
     completions,
     files,
     fine_tuning,
+    grants,
     interventions,
     models,
     operations,
     routing,
     tokenize,
+    uploads,
 )
 from .settings import ApiSettings
 from .tokenization import Tokenization
@@ -55,7 +59,10 @@ ROUTE_MODULES = (
     completions,
     chat,
     models,
+    uploads,
     interventions,
+    aliases,
+    grants,
     routing,
     files,
     fine_tuning,
@@ -116,6 +123,7 @@ def create_app(
         model_names=ModelNames(engine.model_info.model_id, settings.served_model_name),
         lifecycle=lifecycle,
         directory=directory,
+        sets=SetBook(directory),
         meters=Meters(directory),
         routes=RouteBook(directory),
         shadows=ShadowSlots(settings.max_shadow_requests),

@@ -23,6 +23,7 @@ from reft_server.routing.shadow_slots import ShadowSlots
 from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.meters import Meters
+from reft_server.tenants.set_book import SetBook
 
 from .lifecycle import Lifecycle
 from .model_names import ModelNames
@@ -54,6 +55,7 @@ class ApiContext:
     model_names: ModelNames
     lifecycle: Lifecycle
     directory: TenantDirectory
+    sets: SetBook
     meters: Meters
     routes: RouteBook
     shadows: ShadowSlots

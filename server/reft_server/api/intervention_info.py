@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 
-from reft_client.types import InterventionInfo, SelfTestReport, SelfTestSite
+from reft_client.types import InterventionInfo, Provenance, SelfTestReport, SelfTestSite
 from reft_interventions.formulas import FORMULAS
 from reft_interventions.manifest import InterventionSpec, Manifest
 from reft_interventions.store import StoredVersion
 from reft_server.engine import types as engine
+from reft_server.registry import Registry
 from reft_server.tenants.model import wire_name
 
 
-def intervention_info(stored: StoredVersion, name: str, *, is_loaded: bool) -> InterventionInfo:
-    """What the API tells about one version; `name` is what the caller calls it."""
+def intervention_info(
+    registry: Registry, stored: StoredVersion, tenant: str, provenance: Provenance | None = None
+) -> InterventionInfo:
+    """What the API tells a tenant about one version that it may use."""
+    notes = registry.notes(stored)
+    until = None if stored.deleted_at is None else int(stored.deleted_at + registry.retention_s)
     manifest = stored.manifest
     specs = manifest.interventions
     return InterventionInfo(
-        name=name,
+        name=registry.name_of(stored, tenant),
         tenant=wire_name(stored.tenant),
         version=stored.version,
         content_hash=stored.content_hash,
@@ -31,9 +36,14 @@ def intervention_info(stored: StoredVersion, name: str, *, is_loaded: bool) -> I
         num_parameters=_num_parameters(manifest),
         low_rank_dimension=max(spec.low_rank_dimension for spec in specs) or None,
         subspaces=manifest.subspaces,
-        description=manifest.description or "",
+        description=(manifest.description or "") if notes.description is None else notes.description,
         license=manifest.license or "",
-        state="loaded" if is_loaded else "stored",
+        labels=dict(notes.labels),
+        aliases=tuple(alias for alias, version in notes.aliases.items() if version == stored.version),
+        deleted=None if stored.deleted_at is None else int(stored.deleted_at),
+        restorable_until=until,
+        provenance=provenance,
+        state="loaded" if registry.is_loaded(stored) else "stored",
     )
 
 

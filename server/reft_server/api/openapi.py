@@ -22,8 +22,18 @@ LOOKUP_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {**ERROR, "description": "The name or the version breaks the naming rules."},
     404: {**ERROR, "description": "No such intervention or version."},
 }
+CONFLICT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **LOOKUP_RESPONSES,
+    409: {**ERROR, "description": "An alias names that version; or named no other before."},
+}
+DOWNLOAD_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **LOOKUP_RESPONSES,
+    304: {"description": "`If-None-Match` names this content."},
+}
 UPLOAD_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {**ERROR, "description": "No name, a bad name, or a malformed form."},
+    409: {**ERROR, "description": "Another writer was first, or another request has this `Idempotency-Key`."},
+    412: {**ERROR, "description": "The name does not hold what `If-Match` or `If-None-Match` says."},
     413: {**ERROR, "description": "The file, or its header, is too large."},
     422: {**ERROR, "description": "The file is refused; `code` says why. Nothing is stored."},
 }

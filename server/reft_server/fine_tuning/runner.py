@@ -19,6 +19,7 @@ from reft_client.types import FineTuningError, TrainedIntervention
 from reft_interventions.errors import InterventionBaseMismatchError
 from reft_server.errors import ReftError, TrainingMemoryError, TrainingProcessError, TrainingTimeError
 from reft_server.registry import Registry
+from reft_server.tenants.set_book import Origin
 
 from .files import Files
 from .jobs import JobFolder, Jobs, next_job
@@ -229,7 +230,12 @@ class Runner:
         upload = self._registry.new_upload_path()
         try:
             await asyncio.to_thread(shutil.copyfile, folder.output, upload)
-            stored, _ = await self._registry.add(upload, record.name, tenant=record.owner)
+            stored, _ = await self._registry.add(
+                upload,
+                record.name,
+                tenant=record.owner,
+                origin=Origin("fine_tuning", {"job": record.id, "training_file": record.training_file}),
+            )
         finally:
             upload.unlink(missing_ok=True)
         content, num_tokens = await asyncio.to_thread(results_of, folder.progress)

@@ -283,6 +283,17 @@ class TenantDirectory:
             yield connection
 
     @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction for what neither the snapshot nor the audit log holds.
+
+        Raises:
+            StoreError: the database can't be used; nothing was changed.
+        """
+        self.open()
+        with self._lock, database_errors(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
     def change(self, action: str, tenant: str, target: str, /, **details: object) -> Iterator[Connection]:
         """A transaction that others will notice; afterwards the snapshot has it, and the audit log an entry.
 

@@ -2,6 +2,7 @@
 
 `haiku` is the tenant's own set, or else the shared one. `acme/haiku` is the set of the tenant acme, which must have
 granted it; `shared/haiku` is the shared one, whatever the tenant has. A grant never changes what a bare name means.
+`haiku@prod` is the version that the set's owner lets the alias `prod` name.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reft_interventions.errors import InterventionNotFoundError
+from reft_interventions.errors import InterventionConflictError, InterventionNotFoundError
 from reft_interventions.intervention_set import InterventionSet
-from reft_interventions.store import InterventionStore, StoredVersion, StoreQuota, check_name
+from reft_interventions.store import InterventionStore, PutCondition, StoredVersion, StoreQuota, check_name, is_alias
 from reft_server.errors import TenantNotFoundError
 
 from .directory import TenantDirectory
 from .model import SHARED, SHARED_NAME, tenant_of_wire_name
+from .set_book import Origin, SetBook, no_alias
+from .set_notes import SetNotes
 from .snapshot import EMPTY, Snapshot
 
 
@@ -28,9 +31,19 @@ class Namespaces:
         self._directory = directory
 
     def resolve(self, name: str, version: int | str | None, tenant: str) -> StoredVersion:
-        """Find a living version. Raises as `InterventionStore.resolve` does."""
+        """Find a living version; `version` may be an alias too. Raises as `InterventionStore.resolve` does."""
         store, bare = self._locate(name, tenant)
+        if isinstance(version, str) and is_alias(version):
+            newest = store.resolve(bare)
+            number = self.notes(newest).aliases.get(version)
+            if number is None:
+                raise no_alias(name, version)
+            return store.resolve(bare, number)
         return store.resolve(bare, version)
+
+    def notes(self, stored: StoredVersion) -> SetNotes:
+        """Description, labels and aliases of a set."""
+        return self._snapshot.sets.get((stored.tenant, stored.name), SetNotes())
 
     def versions(self, name: str, tenant: str) -> tuple[StoredVersion, ...]:
         """The living versions of a name, oldest first. Raises as `InterventionStore.versions` does."""
@@ -54,37 +67,79 @@ class Namespaces:
             return f"{SHARED_NAME}/{stored.name}" if is_hidden else stored.name
         return f"{stored.tenant}/{stored.name}"
 
-    def put(self, path: Path, name: str, intervention_set: InterventionSet, tenant: str) -> StoredVersion:
+    def put(
+        self,
+        path: Path,
+        name: str,
+        intervention_set: InterventionSet,
+        tenant: str,
+        condition: PutCondition | None,
+        origin: Origin,
+    ) -> StoredVersion:
         """Store in the tenant's own namespace, within its quota. Raises as `InterventionStore.put` does."""
         if self._directory is not None and tenant not in self._snapshot.tenants:
             raise TenantNotFoundError("This tenant has been deleted")
         with self._recording("set.upload", tenant, name, content_hash=intervention_set.content_hash):
-            return self._store.namespace(tenant).put(path, name, intervention_set, self.quota(tenant))
+            own = self._store.namespace(tenant)
+            stored = own.put(path, name, intervention_set, self.quota(tenant), condition)
+        if self._directory is not None:
+            SetBook(self._directory).note_origin(stored, origin)
+        return stored
 
     def delete(self, name: str, version: int | str | None, tenant: str) -> tuple[StoredVersion, ...]:
-        """Delete in the tenant's own namespace. Raises as `InterventionStore.delete` does.
+        """Delete in the tenant's own namespace.
 
-        The grants of a name end with its last version: a later set of that name is nobody else's business.
+        The grants of a name end with its last version: a later set of that name is nobody else's business. Aliases and
+        notes stay as long as something can be restored.
+
+        Raises:
+            InterventionConflictError: an alias names that version.
+            InterventionNotFoundError: there is nothing to delete.
+            StoreError: the disk or the index failed.
         """
         own = self._store.namespace(tenant)
+        self._check_no_alias(own, name, version)
         doomed = own.versions(name) if version is None else (own.resolve(name, version),)
         with self._recording("set.delete", tenant, name, versions=[stored.version for stored in doomed]):
             deleted = own.delete(name, version)
-        if self._directory is not None and not own.has_name(name):
-            self._directory.withdraw(tenant, name)
+        self._tidy(own, name, tenant)
         return deleted
 
     def forget(self, tenant: str) -> tuple[StoredVersion, ...]:
         """Purge everything in a tenant's namespace. Raises as `InterventionStore.purge` does."""
         own = self._store.namespace(tenant)
-        purged: list[StoredVersion] = []
-        living = {stored.name for stored in own.list()}
-        for name in sorted(living | {stored.name for stored in own.deleted()}):
-            with self._recording("set.purge", tenant, name):
-                if name in living:
-                    purged += own.delete(name, is_final=True)
-                purged += own.purge(name)
-        return tuple(purged)
+        names = {stored.name for stored in (*own.list(), *own.deleted())}
+        return tuple(stored for name in sorted(names) for stored in self.purge(name, None, tenant))
+
+    def purge(self, name: str, version: int | str | None, tenant: str) -> tuple[StoredVersion, ...]:
+        """Delete what lives, so that it can't be restored, and end what was deleted. Raises as `delete` does."""
+        own = self._store.namespace(tenant)
+        with self._recording("set.purge", tenant, name, version=version):
+            purged = own.purge(name, version)
+            try:
+                self._check_no_alias(own, name, version)
+                purged += own.delete(name, version, is_final=True)
+            except InterventionNotFoundError:
+                if not purged:
+                    raise
+        self._tidy(own, name, tenant)
+        return purged
+
+    def restore(self, name: str, version: int | str | None, tenant: str) -> tuple[StoredVersion, ...]:
+        """Restore in the tenant's own namespace. Raises as `InterventionStore.restore` does."""
+        with self._recording("set.restore", tenant, name, version=version):
+            return self._store.namespace(tenant).restore(name, version, self.quota(tenant))
+
+    def deleted(self, name: str | None, tenant: str) -> tuple[StoredVersion, ...]:
+        """What can be restored in the tenant's own namespace: of one name, or of all."""
+        return self._store.namespace(tenant).deleted(name)
+
+    def purge_expired(self) -> tuple[StoredVersion, ...]:
+        """End the deleted versions of all tenants whose retention time is over."""
+        purged = self._store.purge_expired()
+        for tenant, name in dict.fromkeys((stored.tenant, stored.name) for stored in purged):
+            self._tidy(self._store.namespace(tenant), name, tenant)
+        return purged
 
     @contextmanager
     def _recording(self, action: str, tenant: str, name: str, **details: object) -> Iterator[None]:
@@ -94,6 +149,24 @@ class Namespaces:
         else:
             with self._directory.recording(action, tenant, name, **details):
                 yield
+
+    def _check_no_alias(self, own: InterventionStore, name: str, version: int | str | None) -> None:
+        if version is None:
+            return
+        stored = own.resolve(name, version)
+        alias = next((one for one, number in self.notes(stored).aliases.items() if number == stored.version), None)
+        if alias is not None:
+            raise InterventionConflictError(
+                f"the alias {alias!r} names {stored.reference}: move or delete it first", param="version"
+            )
+
+    def _tidy(self, own: InterventionStore, name: str, tenant: str) -> None:
+        """What must not outlive a name's last version."""
+        if self._directory is None or own.has_name(name):
+            return
+        self._directory.withdraw(tenant, name)
+        if not own.deleted(name):
+            SetBook(self._directory).forget(tenant, name)
 
     def quota(self, tenant: str) -> StoreQuota:
         """What a tenant may store."""

@@ -20,6 +20,7 @@ from reft_server.routing.model import Route
 from .keys import is_match, parse_key
 from .model import SHARED, ApiKey, Caller, Scope, Tenant, TenantLimits
 from .schema import API_KEYS, GRANTS, REVISION, ROUTE_REVISIONS, ROUTES, TENANTS
+from .set_notes import SetNotes, read_set_notes
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +35,15 @@ class Snapshot:
         keys: dead ones too, by id.
         readers: who may use a set of another tenant, by (owner, name).
         routes: what is in force, by (tenant, task).
+        sets: description, labels and aliases of the sets that have any, by (owner, name).
     """
 
     revision: int
     tenants: Mapping[str, Tenant] = field(default_factory=lambda: MappingProxyType({SHARED: Tenant(SHARED)}))
     keys: Mapping[str, ApiKey] = field(default_factory=lambda: MappingProxyType({}))
     readers: Mapping[tuple[str, str], frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
-
     routes: Mapping[tuple[str, str], Route] = field(default_factory=lambda: MappingProxyType({}))
+    sets: Mapping[tuple[str, str], SetNotes] = field(default_factory=lambda: MappingProxyType({}))
 
     def caller(self, key: str) -> Caller | None:
         """Whose key this is; None if it is nobody's, or was revoked or has expired.
@@ -103,6 +105,7 @@ def read_snapshot(connection: Connection) -> Snapshot:
         MappingProxyType(keys),
         MappingProxyType({one: frozenset(names) for one, names in readers.items()}),
         MappingProxyType({(route.tenant, route.task): route for route in _routes_in_force(connection)}),
+        read_set_notes(connection),
     )
 
 

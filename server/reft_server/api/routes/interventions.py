@@ -1,190 +1,202 @@
-"""`/v1/interventions`: upload, list, show, download, delete."""
+"""`/v1/interventions`: list, show, describe, download, delete, restore."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Query
-from pydantic import ValidationError
-from starlette.requests import Request
+from fastapi import APIRouter, Header, Query
 from starlette.responses import Response, StreamingResponse
 
 from reft_client.types import (
     DeleteResponse,
-    Grant,
-    GrantDeleted,
-    GrantList,
     InterventionInfo,
     InterventionList,
-    InterventionRef,
-    InterventionUpload,
-    SelfTestReport,
+    InterventionPatch,
+    RestoreResponse,
     VersionList,
 )
-from reft_interventions.errors import InterventionNotFoundError, InvalidInterventionNameError
 from reft_interventions.store import StoredVersion
-from reft_server.errors import InvalidRequestError, ReftError
 from reft_server.tenants import Caller
-from reft_server.tenants.model import tenant_of_wire_name, wire_name
+from reft_server.tenants.model import SHARED, tenant_of_wire_name, wire_name
 
 from ..authentication import Reader, Upload
+from ..conditions import etag, is_listed
 from ..context import ApiContext, Context
-from ..intervention_info import intervention_info, self_test_report
-from ..openapi import LOOKUP_RESPONSES, UPLOAD_BODY, UPLOAD_RESPONSES
+from ..lookup import OwnerQuery, VersionQuery, check_owner, detailed_info, find, find_own, full_name, info, reference
+from ..openapi import CONFLICT_RESPONSES, DOWNLOAD_RESPONSES, LOOKUP_RESPONSES
+from ..paging import MAX_PAGE, AfterQuery, LimitQuery, Page
 from ..read_file import read_file
-from ..upload import receive_upload
 
 router = APIRouter(prefix="/v1/interventions", tags=["interventions"])
 
-OwnerQuery = Annotated[str | None, Query(description="Whose set it is, if it is neither the caller's nor shared.")]
-VersionQuery = Annotated[str | None, Query(description="A number, or `sha256:` and at least 12 hex digits.")]
-
-
-@router.post("", status_code=201, summary="Upload a file", responses=UPLOAD_RESPONSES, openapi_extra=UPLOAD_BODY)
-async def upload_intervention(
-    request: Request,
-    caller: Upload,
-    context: Context,
-    name: Annotated[str | None, Query(description="The name to store it under.")] = None,
-) -> InterventionUpload:
-    """Store a `.safetensors` set as the next version of a name: checked, and tried in the engine, before it is named.
-
-    The body is the file itself, or a multipart form with a part `file`. Requests in flight finish on the version
-    that they started with.
-    """
-    try:
-        stored, report = await _upload(request, caller, context, name)
-    except ReftError as error:
-        context.metrics.count_upload(error.code)
-        raise
-    context.metrics.count_upload("stored")
-    return InterventionUpload(**_info(context, caller, stored).model_dump(), self_test=report)
-
-
-async def _upload(
-    request: Request, caller: Caller, context: ApiContext, name: str | None
-) -> tuple[StoredVersion, SelfTestReport]:
-    path = context.registry.new_upload_path()
-    try:
-        own_limit = context.directory.limits_of(caller.tenant.name).max_upload_bytes
-        limit = context.settings.max_upload_bytes
-        form_name = await receive_upload(request, path, limit if own_limit is None else min(limit, own_limit))
-        name = form_name or name
-        if not name:
-            raise InvalidRequestError("name is missing: POST /v1/interventions?name=...", param="name")
-        stored, report = await context.registry.add(path, name, tenant=caller.tenant.name)
-    finally:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-    return stored, self_test_report(report)
+LabelQuery = Annotated[
+    list[str] | None, Query(alias="label", max_length=16, description="`key` or `key=value`; several must all hold.")
+]
+DeletedQuery = Annotated[bool, Query(description="What can be restored, instead of what lives; the caller's own only.")]
+PurgeQuery = Annotated[bool, Query(description="For good: nothing of it can be restored, nor what was deleted before.")]
 
 
 @router.get("", summary="List interventions")
-async def list_interventions(caller: Reader, context: Context) -> InterventionList:
+async def list_interventions(
+    caller: Reader,
+    context: Context,
+    limit: LimitQuery = MAX_PAGE,
+    after: AfterQuery = None,
+    label: LabelQuery = None,
+    deleted: DeletedQuery = False,
+) -> InterventionList:
     """The newest version of every name: the caller's own, the shared ones, and what other tenants granted."""
-    return InterventionList(data=await asyncio.to_thread(_infos, context, caller, None))
+    return await asyncio.to_thread(_list, context, caller, limit, after, label or [], deleted)
 
 
 @router.get("/{name}", summary="Show one intervention", responses=LOOKUP_RESPONSES)
 async def get_intervention(
     caller: Reader, context: Context, name: str, version: VersionQuery = None, tenant: OwnerQuery = None
 ) -> InterventionInfo:
-    """The newest version, or the one asked for."""
-    return _info(context, caller, _find(context, caller, _full_name(name, tenant), version))
+    """The newest version, or the one asked for; and where it comes from."""
+    return await detailed_info(context, caller, find(context, caller, name, tenant, version))
+
+
+@router.patch("/{name}", summary="Describe and label a set", responses=LOOKUP_RESPONSES)
+async def patch_intervention(caller: Upload, context: Context, name: str, body: InterventionPatch) -> InterventionInfo:
+    """A JSON merge patch of `description` and `labels`: what is missing stays, null takes away. For all versions."""
+    stored = find_own(context, caller, name)
+    await asyncio.to_thread(
+        context.sets.describe, stored.tenant, stored.name, body.model_dump(exclude_unset=True, mode="json")
+    )
+    return await detailed_info(context, caller, stored)
 
 
 @router.get("/{name}/versions", summary="List an intervention's versions", responses=LOOKUP_RESPONSES)
-async def list_versions(caller: Reader, context: Context, name: str, tenant: OwnerQuery = None) -> VersionList:
+async def list_versions(
+    caller: Reader,
+    context: Context,
+    name: str,
+    tenant: OwnerQuery = None,
+    limit: LimitQuery = MAX_PAGE,
+    after: Annotated[int, Query(ge=0, description="The `last_id` of the page before.")] = 0,
+    deleted: DeletedQuery = False,
+) -> VersionList:
     """Every version, oldest first."""
-    full_name = _full_name(name, tenant)
-    return VersionList(name=full_name, data=await asyncio.to_thread(_infos, context, caller, full_name))
+    return await asyncio.to_thread(_list_versions, context, caller, full_name(name, tenant), limit, after, deleted)
 
 
 @router.get(
-    "/{name}/download", summary="Download the file", responses=LOOKUP_RESPONSES, response_class=StreamingResponse
+    "/{name}/download", summary="Download the file", responses=DOWNLOAD_RESPONSES, response_class=StreamingResponse
 )
 async def download_intervention(
-    caller: Upload, context: Context, name: str, version: VersionQuery = None, tenant: OwnerQuery = None
+    caller: Upload,
+    context: Context,
+    name: str,
+    version: VersionQuery = None,
+    tenant: OwnerQuery = None,
+    if_none_match: Annotated[str | None, Header(max_length=4096)] = None,
 ) -> Response:
-    """The stored file, byte for byte as it was uploaded."""
-    stored = _find(context, caller, _full_name(name, tenant), version)
+    """The stored file, byte for byte as it was uploaded. Its content hash is the `ETag`."""
+    stored = find(context, caller, name, tenant, version)
+    tag = {"etag": etag(stored.content_hash)}
+    if if_none_match is not None and is_listed(stored.content_hash, if_none_match):
+        return Response(status_code=304, headers=tag)
     file = await asyncio.to_thread(context.registry.open, stored)
     headers = {
         "content-length": str(os.fstat(file.fileno()).st_size),
         "content-disposition": f'attachment; filename="{stored.name}-v{stored.version}.safetensors"',
-        "etag": f'"{stored.content_hash}"',
     }
-    return StreamingResponse(read_file(file), headers=headers, media_type="application/octet-stream")
+    return StreamingResponse(read_file(file), headers=headers | tag, media_type="application/octet-stream")
 
 
-@router.delete("/{name}", summary="Delete an intervention", responses=LOOKUP_RESPONSES)
+@router.delete("/{name}", summary="Delete an intervention", responses=CONFLICT_RESPONSES)
 async def delete_intervention(
-    caller: Upload, context: Context, name: str, version: VersionQuery = None, tenant: OwnerQuery = None
+    caller: Upload,
+    context: Context,
+    name: str,
+    version: VersionQuery = None,
+    tenant: OwnerQuery = None,
+    purge: PurgeQuery = False,
 ) -> DeleteResponse:
-    """One version, or without `version` all of them. Requests in flight finish with what they have."""
-    if tenant and tenant_of_wire_name(tenant) != caller.tenant.name:
-        raise InterventionNotFoundError(f"the caller has no intervention {_full_name(name, tenant)!r}", param="name")
-    ref = _ref(name, version)
-    deleted = await context.registry.delete(ref.name, ref.version, tenant=caller.tenant.name)
+    """One version, or without `version` all of them. Requests in flight finish with what they have.
+
+    For a time they can be restored. A version that an alias names is kept.
+    """
+    check_owner(caller, name, tenant)
+    ref = reference(name, version)
+    deleted = await context.registry.delete(ref.name, ref.version, tenant=caller.tenant.name, is_final=purge)
     return DeleteResponse(name=ref.name, version=deleted[0].version if ref.version is not None else None)
 
 
-@router.get("/{name}/grants", summary="List a set's grants", responses=LOOKUP_RESPONSES)
-async def list_grants(caller: Upload, context: Context, name: str) -> GrantList:
-    """The tenants that may use a set of the caller's."""
-    _check_own(context, caller, name)
-    readers = context.directory.snapshot.readers.get((caller.tenant.name, name), frozenset())
-    return GrantList(data=tuple(Grant(name=name, tenant=reader) for reader in sorted(readers)))
+@router.post("/{name}/restore", summary="Restore what was deleted", responses=LOOKUP_RESPONSES)
+async def restore_intervention(
+    caller: Upload, context: Context, name: str, version: VersionQuery = None, tenant: OwnerQuery = None
+) -> RestoreResponse:
+    """Undo the latest delete of a name, or restore one version; one that lives is left as it is. Grants are gone."""
+    check_owner(caller, name, tenant)
+    ref = reference(name, version)
+    restored = await context.registry.restore(ref.name, ref.version, tenant=caller.tenant.name)
+    by_version = sorted(restored, key=lambda stored: stored.version)
+    return RestoreResponse(name=ref.name, data=tuple(info(context, caller, stored) for stored in by_version))
 
 
-@router.put("/{name}/grants/{tenant}", summary="Let another tenant use a set", responses=LOOKUP_RESPONSES)
-async def create_grant(caller: Upload, context: Context, name: str, tenant: str) -> Grant:
-    """All versions, now and later, under `<caller's tenant>/<name>`, until it is taken back or the name is deleted.
-
-    Whether there is such a tenant does not show.
-    """
-    _check_own(context, caller, name)
-    await asyncio.to_thread(context.directory.grant, caller.tenant.name, name, tenant)
-    return Grant(name=name, tenant=tenant)
-
-
-@router.delete("/{name}/grants/{tenant}", summary="Take a grant back", responses=LOOKUP_RESPONSES)
-async def delete_grant(caller: Upload, context: Context, name: str, tenant: str) -> GrantDeleted:
-    """From the next request on; one that was not there is no error."""
-    _check_own(context, caller, name)
-    await asyncio.to_thread(context.directory.withdraw, caller.tenant.name, name, tenant)
-    return GrantDeleted(name=name, tenant=tenant)
-
-
-def _check_own(context: ApiContext, caller: Caller, name: str) -> None:
-    """Only living sets of the caller's own namespace can be granted."""
-    own = wire_name(caller.tenant.name)
-    context.registry.get(f"{own}/{name}", tenant=caller.tenant.name)
-
-
-def _ref(name: str, version: str | None) -> InterventionRef:
-    try:
-        return InterventionRef(name=name, version=version)
-    except ValidationError as error:
-        raise InvalidInterventionNameError(f"{name!r} can't be read as a name and a version", param="name") from error
-
-
-def _full_name(name: str, tenant: str | None) -> str:
-    return f"{tenant}/{name}" if tenant else name
-
-
-def _find(context: ApiContext, caller: Caller, name: str, version: str | None) -> StoredVersion:
-    ref = _ref(name, version)
-    return context.registry.get(ref.name, ref.version, tenant=caller.tenant.name)
-
-
-def _info(context: ApiContext, caller: Caller, stored: StoredVersion) -> InterventionInfo:
-    name = context.registry.name_of(stored, caller.tenant.name)
-    return intervention_info(stored, name, is_loaded=context.registry.is_loaded(stored))
-
-
-def _infos(context: ApiContext, caller: Caller, name: str | None) -> tuple[InterventionInfo, ...]:
+def _list(
+    context: ApiContext, caller: Caller, limit: int, after: str | None, labels: Sequence[str], deleted: bool
+) -> InterventionList:
     registry, tenant = context.registry, caller.tenant.name
-    found = registry.list(tenant) if name is None else registry.versions(name, tenant=tenant)
-    return tuple(_info(context, caller, stored) for stored in found)
+    if deleted:
+        found: Sequence[StoredVersion] = sorted(
+            registry.deleted(tenant=tenant), key=lambda one: (one.name, one.version)
+        )
+    else:
+        found = registry.list(tenant)
+    found = [stored for stored in found if _has_labels(context, stored, labels)]
+
+    def key(stored: StoredVersion) -> tuple[int, str, str, int]:
+        rank = 0 if stored.tenant == tenant else 1 if stored.tenant == SHARED else 2
+        return rank, stored.tenant, stored.name, stored.version if deleted else 0
+
+    start = None if after is None else _key_of_id(after, tenant)
+    page = Page(found, key, limit, start)
+    ids = [_id(stored, has_version=deleted) for stored in page.items]
+    return InterventionList(
+        data=tuple(info(context, caller, stored) for stored in page.items),
+        has_more=page.has_more,
+        first_id=ids[0] if ids else None,
+        last_id=ids[-1] if ids else None,
+    )
+
+
+def _id(stored: StoredVersion, *, has_version: bool) -> str:
+    full = f"{wire_name(stored.tenant)}/{stored.name}"
+    return f"{full}@{stored.version}" if has_version else full
+
+
+def _key_of_id(text: str, tenant: str) -> tuple[int, str, str, int]:
+    """The key of a place in a list; a bare name is one of the caller's own."""
+    full, _, version = text.partition("@")
+    owner, slash, name = full.rpartition("/")
+    owner = tenant_of_wire_name(owner) if slash else tenant
+    rank = 0 if owner == tenant else 1 if owner == SHARED else 2
+    return rank, owner, name, int(version) if version.isascii() and version.isdigit() else 0
+
+
+def _has_labels(context: ApiContext, stored: StoredVersion, wanted: Sequence[str]) -> bool:
+    labels = context.registry.notes(stored).labels if wanted else {}
+    pairs = [one.partition("=") for one in wanted]
+    return all(key in labels and (not equals or labels[key] == value) for key, equals, value in pairs)
+
+
+def _list_versions(
+    context: ApiContext, caller: Caller, name: str, limit: int, after: int, deleted: bool
+) -> VersionList:
+    registry, tenant = context.registry, caller.tenant.name
+    found = registry.deleted(name, tenant=tenant) if deleted else registry.versions(name, tenant=tenant)
+    by_number = sorted(found, key=lambda stored: stored.version)
+    page = Page(by_number, lambda stored: stored.version, limit, after)
+    return VersionList(
+        name=name,
+        data=tuple(info(context, caller, stored) for stored in page.items),
+        has_more=page.has_more,
+        first_id=str(page.items[0].version) if page.items else None,
+        last_id=str(page.items[-1].version) if page.items else None,
+    )

@@ -66,9 +66,11 @@ def make_client(engine: FakeEngine, tokenizer: PreTrainedTokenizerFast, store_fo
             open_to: OpenTo = "everybody",
             make_tuning: Callable[[Registry], FineTuning] | None = None,
             tracing: Tracing | None = None,
+            retention_s: float = 0.0,
             **settings: object,
         ) -> TestClient:
-            store, pool = InterventionStore(store_folder), InterventionPool(1 << 20)
+            directory = directory or TenantDirectory.in_memory()
+            store, pool = InterventionStore(store_folder, retention_s), InterventionPool(1 << 20)
             registry = Registry(store, pool, engine, BASE, FileLimits(), directory=directory)
             chosen = replace(ApiSettings(), **settings)
             tuning = None if make_tuning is None else make_tuning(registry)

@@ -71,6 +71,23 @@ CASES: dict[tuple[str, str], Case] = {
     ("GET", "/v1/interventions/{name}"): Case(READ, lambda name, *_: {"path": {"name": name}}),
     ("GET", "/v1/interventions/{name}/versions"): Case(READ, lambda name, *_: {"path": {"name": name}}),
     ("GET", "/v1/interventions/{name}/download"): Case(("upload",), lambda name, *_: {"path": {"name": name}}),
+    ("PATCH", "/v1/interventions/{name}"): Case(
+        ("upload",), lambda name, *_: {"path": {"name": name}, "description": "mine now"}
+    ),
+    ("POST", "/v1/interventions/{name}/restore"): Case(("upload",), lambda name, *_: {"path": {"name": name}}),
+    ("GET", "/v1/interventions/{name}/aliases"): Case(READ, lambda name, *_: {"path": {"name": name}}),
+    ("GET", "/v1/interventions/{name}/aliases/{alias}"): Case(
+        READ, lambda name, *_: {"path": {"name": name, "alias": "prod"}}
+    ),
+    ("PUT", "/v1/interventions/{name}/aliases/{alias}"): Case(
+        ("upload",), lambda name, *_: {"path": {"name": name, "alias": "prod"}, "version": 1}
+    ),
+    ("POST", "/v1/interventions/{name}/aliases/{alias}/rollback"): Case(
+        ("upload",), lambda name, *_: {"path": {"name": name, "alias": "prod"}}
+    ),
+    ("DELETE", "/v1/interventions/{name}/aliases/{alias}"): Case(
+        ("upload",), lambda name, *_: {"path": {"name": name, "alias": "prod"}}
+    ),
     ("DELETE", "/v1/interventions/{name}"): Case(("upload",), lambda name, *_: {"path": {"name": name}}),
     ("GET", "/v1/interventions/{name}/grants"): Case(("upload",), lambda name, *_: {"path": {"name": name}}),
     ("PUT", "/v1/interventions/{name}/grants/{tenant}"): Case(
@@ -160,6 +177,8 @@ def world(make_client: MakeClient, tmp_path: Path) -> World:
     assert client.put(f"/v1/interventions/{SECRET}/grants/friend", headers=owner).status_code == 200
     route = {"targets": [{"intervention": SECRET}]}
     assert client.put(f"/v1/routes/{SECRET}", json=route, headers=owner).status_code == 200
+    promoted = client.put(f"/v1/interventions/{SECRET}/aliases/prod", json={"version": 1}, headers=owner)
+    assert promoted.status_code == 200, promoted.text
     return world
 
 
@@ -238,17 +257,26 @@ def test_what_is_anothers_answers_as_if_it_did_not_exist(world: World) -> None:
 def test_full_name_opens_nothing_that_was_not_granted(world: World, owner: str) -> None:
     headers = world.key("thief", "infer", "upload")
     for method, path in (route for route in NAMING if "{name}" in route[1] or "{model" in route[1]):
-        theirs, nothing = (
-            world.client.request(
-                method,
-                path.replace("{name}", name).replace("{model:path}", f"{owner}/{name}").replace("{tenant}", "thief"),
-                params={"tenant": owner},
-                headers=headers,
-            )
-            for name in (SECRET, ABSENT)
-        )
+        theirs, nothing = (_send_to_owner(world, (method, path), owner, name, headers) for name in (SECRET, ABSENT))
         assert theirs.status_code == 404, (method, path)
         assert _without_names(theirs) == _without_names(nothing), (method, path)
+
+
+def _send_to_owner(
+    world: World, route: tuple[str, str], owner: str, name: str, headers: dict[str, str]
+) -> httpx.Response:
+    call = CASES[route].call
+    assert call is not None
+    values = call(name, FILE, JOB)
+    path = {"tenant": "thief"} | values.pop("path", {})
+    method, url = route
+    url = url.replace("{model:path}", f"{owner}/{name}")
+    for key, value in path.items():
+        url = url.replace(f"{{{key}}}", value)
+    response: httpx.Response = world.client.request(
+        method, url, params={"tenant": owner}, json=values or None, headers=headers
+    )
+    return response
 
 
 def test_list_holds_nothing_of_anothers(world: World) -> None:
