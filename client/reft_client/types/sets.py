@@ -32,8 +32,8 @@ def _check_labels(labels: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{key[:64]!a} is no label: 1 to 64 characters out of a-z 0-9 . _ / -, at both ends a-z 0-9"
             )
-        if value is not None and not value.isprintable():
-            raise ValueError(f"the value of {key!r} holds a control character")
+        if value is not None and (not value.isprintable() or "," in value):
+            raise ValueError(f"the value of {key!r} holds a comma or a control character")
     return labels
 
 

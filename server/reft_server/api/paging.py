@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from fastapi import Query
+from fastapi import Depends, Query
+from starlette.requests import Request
+
+from reft_server.errors import InvalidRequestError
 
 MAX_PAGE = 1000
 
@@ -20,6 +23,21 @@ class Comparable(Protocol):
 
 
 T = TypeVar("T")
+
+
+def check_query(request: Request) -> None:
+    """A dependency: refuse a query that says one thing twice, where FastAPI would take the last.
+
+    Raises:
+        InvalidRequestError: it does.
+    """
+    keys = [key for key, _ in request.query_params.multi_items()]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InvalidRequestError(f"The query has {key[:64]!r} more than once", param=key[:64])
+
+
+ONE_OF_EACH = Depends(check_query)
 
 
 class Page(Generic[T]):

@@ -27,19 +27,20 @@ from ..conditions import etag, is_listed
 from ..context import ApiContext, Context
 from ..lookup import OwnerQuery, VersionQuery, check_owner, detailed_info, find, find_own, full_name, info, reference
 from ..openapi import CONFLICT_RESPONSES, DOWNLOAD_RESPONSES, LOOKUP_RESPONSES
-from ..paging import MAX_PAGE, AfterQuery, LimitQuery, Page
+from ..paging import MAX_PAGE, ONE_OF_EACH, AfterQuery, LimitQuery, Page
 from ..read_file import read_file
 
 router = APIRouter(prefix="/v1/interventions", tags=["interventions"])
 
 LabelQuery = Annotated[
-    list[str] | None, Query(alias="label", max_length=16, description="`key` or `key=value`; several must all hold.")
+    str | None,
+    Query(max_length=1024, description="`key` or `key=value`; several with commas, and all must hold."),
 ]
 DeletedQuery = Annotated[bool, Query(description="What can be restored, instead of what lives; the caller's own only.")]
 PurgeQuery = Annotated[bool, Query(description="For good: nothing of it can be restored, nor what was deleted before.")]
 
 
-@router.get("", summary="List interventions")
+@router.get("", summary="List interventions", dependencies=[ONE_OF_EACH])
 async def list_interventions(
     caller: Reader,
     context: Context,
@@ -49,7 +50,7 @@ async def list_interventions(
     deleted: DeletedQuery = False,
 ) -> InterventionList:
     """The newest version of every name: the caller's own, the shared ones, and what other tenants granted."""
-    return await asyncio.to_thread(_list, context, caller, limit, after, label or [], deleted)
+    return await asyncio.to_thread(_list, context, caller, limit, after, label.split(",") if label else (), deleted)
 
 
 @router.get("/{name}", summary="Show one intervention", responses=LOOKUP_RESPONSES)
@@ -70,7 +71,12 @@ async def patch_intervention(caller: Upload, context: Context, name: str, body: 
     return await detailed_info(context, caller, stored)
 
 
-@router.get("/{name}/versions", summary="List an intervention's versions", responses=LOOKUP_RESPONSES)
+@router.get(
+    "/{name}/versions",
+    summary="List an intervention's versions",
+    responses=LOOKUP_RESPONSES,
+    dependencies=[ONE_OF_EACH],
+)
 async def list_versions(
     caller: Reader,
     context: Context,
