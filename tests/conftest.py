@@ -18,6 +18,7 @@ from reft_interventions.components import ROW_KINDS, is_head, whole_component
 from reft_interventions.model_tree import site_width
 
 from .postgres import Postgres, run_postgres
+from .s3_server import CREDENTIALS, S3Server, run_s3_server
 
 settings.register_profile(
     "long", max_examples=2000, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
@@ -104,6 +105,21 @@ def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL server; a machine without one fails, because a skipped test would go unnoticed."""
     with run_postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3 server process."""
+    with run_s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket, and the right to use it in the environment."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.empty_bucket()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -17,7 +17,6 @@ from starlette.types import Lifespan
 
 from reft_interventions import BaseModelSpec
 from reft_interventions.file_format import FileLimits
-from reft_interventions.store import InterventionStore
 from reft_server.api.app import create_app
 from reft_server.api.authentication import OpenTo
 from reft_server.api.context import ApiContext
@@ -35,6 +34,7 @@ from reft_server.fine_tuning.service import FineTuning
 from reft_server.logging_setup import configure_logging
 from reft_server.registry import Registry
 from reft_server.reload import SettingsReload
+from reft_server.storage import open_store
 from reft_server.tenants import TenantDirectory
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def build_app(
     """
     if settings.preload_dir is not None and not settings.preload_dir.is_dir():
         raise ConfigurationError(f"--preload-dir {settings.preload_dir} is not a folder.", param="preload_dir")
-    store = InterventionStore(settings.store_dir, settings.deleted_retention_s)
+    store = open_store(settings)
     building = start_building(settings.cache_dir) if settings.engine.model_path in ("auto", "native") else None
     base = load_base_model(settings)
     if building is not None:

@@ -50,7 +50,7 @@ def sync(*paths: Path) -> None:
     In parallel, because the file system commits them together: one after the other, on a busy machine, each costs a
     scheduler tick of 4 ms.
     """
-    with ThreadPoolExecutor(len(paths)) as executor:
+    with ThreadPoolExecutor(max(1, len(paths))) as executor:
         for _ in executor.map(_sync, paths):
             pass
 

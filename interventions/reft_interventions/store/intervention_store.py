@@ -6,7 +6,7 @@ import difflib
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -150,12 +150,16 @@ class InterventionStore:
                 shutil.copyfile(path, staged)
             content = intervention_set or load(staged)
             self._blobs.prepare(staged, content.content_hash)
-            with self._writing(name, "stored") as transaction:
-                newest = transaction.newest(self._tenant, name)
-                (condition or PutCondition()).check(name, newest)
-                gone = self._make_room(transaction, newest, content, staged.stat().st_size, quota or StoreQuota())
-                stored = self._put(transaction, staged, name, content, newest)
-            self._remove_files(gone)
+            try:
+                with self._writing(name, "stored") as transaction:
+                    newest = transaction.newest(self._tenant, name)
+                    (condition or PutCondition()).check(name, newest)
+                    gone = self._make_room(transaction, newest, content, staged.stat().st_size, quota or StoreQuota())
+                    stored = self._put(transaction, staged, name, content, newest)
+            except InterventionError:
+                self._remove_files({content.content_hash})  # nobody asked for what was prepared
+                raise
+            self._remove_files({old.content_hash for old in gone})
             return stored
         except OSError as error:
             raise StoreError(f"{name!r} can't be stored: {error.strerror}") from error
@@ -237,7 +241,7 @@ class InterventionStore:
         if not deleted:
             raise self._not_found(name, target)
         if is_final:
-            self._remove_files(deleted)
+            self._remove_files({stored.content_hash for stored in deleted})
         return deleted
 
     def deleted(self, name: str | None = None) -> tuple[StoredVersion, ...]:
@@ -295,7 +299,7 @@ class InterventionStore:
             dead = [stored for stored in transaction.records(self._tenant, name) if stored.can_be_restored]
             doomed = [stored for stored in dead if wanted is None or _is_version(stored, wanted)]
             purged = purge(transaction, doomed)
-        self._remove_files(purged)
+        self._remove_files({stored.content_hash for stored in purged})
         return purged
 
     def purge_expired(self) -> tuple[StoredVersion, ...]:
@@ -308,7 +312,7 @@ class InterventionStore:
         with self._writing(None, "purged") as transaction:
             tombstones = transaction.tombstones()
             purged = purge(transaction, [stored for stored in tombstones if (stored.deleted_at or 0.0) <= oldest])
-        self._remove_files(purged)
+        self._remove_files({stored.content_hash for stored in purged})
         return purged
 
     def blob_path(self, stored: StoredVersion) -> Path:
@@ -425,12 +429,11 @@ class InterventionStore:
             subject = "deleted versions" if name is None else repr(name)
             raise StoreError(f"{subject} can't be {what}: {error.strerror}") from error
 
-    def _remove_files(self, purged: Iterable[StoredVersion]) -> None:
+    def _remove_files(self, content_hashes: Set[str]) -> None:
         """Remove the files that no version needs any more.
 
         Only once it is durable that the purged ones do not, and under the lock: no upload counts on them meanwhile.
         """
-        content_hashes = {stored.content_hash for stored in purged}
         if content_hashes:
             with self._writing(None, "removed") as transaction:
                 for content_hash in content_hashes:

@@ -170,7 +170,8 @@ async def _nothing_reloaded() -> Reloaded:
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     context: ApiContext = app.state.context
     await asyncio.to_thread(context.directory.open)
-    watchers = [asyncio.create_task(context.directory.watch()), asyncio.create_task(context.registry.purge_expired())]
+    registry, directory = context.registry, context.directory
+    watchers = [asyncio.create_task(watch()) for watch in (directory.watch, registry.watch, registry.purge_expired)]
     context.engine.start()
     if context.tuning is not None:
         await context.tuning.start()

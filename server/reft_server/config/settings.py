@@ -77,8 +77,19 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr | None = Field(
         None,
-        description="Database of tenants and keys: postgresql://user:password@host/name; unset = SQLite in the store's "
+        description="Database of tenants, keys and versions: postgresql://user:password@host/name; unset = the store's "
         "folder.",
+    )
+    blob_url: str | None = Field(
+        None,
+        pattern=r"^s3://",
+        description="Bucket of the files: s3://bucket/prefix; needs a database; unset = the store's folder.",
+    )
+    blob_cache_bytes: ByteSize = Field(
+        ByteSize(10 << 30),
+        ge=1 << 20,
+        le=1 << 44,
+        description="Disk for copies of the bucket's files, in the store's folder; those longest not used go first.",
     )
     preload_dir: Path | None = Field(
         None, description="Folder of .safetensors sets to import into the store at start; unset = none."

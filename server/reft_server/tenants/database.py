@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
@@ -91,16 +91,19 @@ def make_tables(engine: Engine) -> None:
     Raises:
         StoreError: the database can't be used, or was written by a newer release.
     """
-    with database_errors(quotes=True):
+    try:
         _make_file(engine.url)
-        with engine.connect() as connection:
-            connection.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
-            if engine.url.database in (None, "", ":memory:"):
-                METADATA.create_all(connection)  # the same, and faster; nobody has older tables in memory
-            else:
-                upgrade(connection)
-            _insert_once(connection)
-            connection.commit()
+    except OSError as error:
+        raise StoreError(f"the database's file can't be made: {error.strerror}") from error
+    with database_errors(quotes=True), engine.connect() as connection:
+        connection.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+        if engine.url.database in (None, "", ":memory:"):
+            METADATA.create_all(connection)  # the same, and faster; nobody has older tables in memory
+        else:
+            upgrade(connection)
+        _insert_once(connection, TENANTS, name=SHARED, created_at=time.time())
+        _insert_once(connection, REVISION, id=1, revision=1)
+        connection.commit()
 
 
 @contextmanager
@@ -112,11 +115,11 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def _insert_once(connection: Connection) -> None:
-    for table, values in ((TENANTS, {"name": SHARED, "created_at": time.time()}), (REVISION, {"id": 1, "revision": 1})):
-        key = next(iter(table.primary_key.columns))
-        if connection.execute(select(key).where(key == values[key.name])).first() is None:
-            connection.execute(insert(table).values(values))
+def _insert_once(connection: Connection, table: Table, **values: object) -> None:
+    """Insert a row that every database has, unless it is there, by the first column of its key."""
+    key = next(iter(table.primary_key.columns))
+    if connection.execute(select(key).where(key == values[key.name])).first() is None:
+        connection.execute(insert(table).values(values))
 
 
 def _make_file(url: sqlalchemy.URL) -> None:
@@ -140,7 +143,7 @@ def _use_write_ahead_log(connection: DBAPIConnection, _record: object) -> None:
 
 @contextmanager
 def database_errors(*, quotes: bool = False) -> Iterator[None]:
-    """Turn what the database or the disk raises into a `StoreError`; broken constraints pass.
+    """Turn what the database raises into a `StoreError`; broken constraints pass.
 
     Args:
         quotes: the database's own words are for the operator who starts it; a client gets the error's type.
@@ -152,5 +155,5 @@ def database_errors(*, quotes: bool = False) -> Iterator[None]:
     except DBAPIError as error:
         reason = str(error.orig).partition("\n")[0] if quotes else type(error).__name__
         raise StoreError(f"the database can't be used: {reason}") from error
-    except (SQLAlchemyError, OSError) as error:
+    except SQLAlchemyError as error:
         raise StoreError(f"the database can't be used: {type(error).__name__}") from error

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,16 @@ from reft_interventions.errors import (
     StoreError,
 )
 from reft_interventions.store import InterventionStore, PutCondition, StoredVersion
+from reft_server.storage import DatabaseCatalog
+from reft_server.tenants.database import memory_engine
 from tests.intervention_sets import make_set
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[InterventionStore]:
-    with InterventionStore(tmp_path / "store") as opened:
+@pytest.fixture(params=["records", "database"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InterventionStore]:
+    """With each kind of catalog, in turn."""
+    catalog = DatabaseCatalog(memory_engine()) if request.param == "database" else None
+    with InterventionStore(tmp_path / "store", catalog=catalog) as opened:
         yield opened
 
 
@@ -139,10 +144,8 @@ def test_resolve_refuses_a_hash_prefix_that_fits_two_contents(store: Interventio
     put(store, make_set(1))
     second = put(store, make_set(2))
     twin = store.resolve("haiku", 1).content_hash[:20]
-    record = Path(store.blob_path(second).parents[3] / "refs" / "haiku" / "2.json")
-    fields = json.loads(record.read_text())
-    record.write_text(json.dumps(fields | {"content_hash": twin + second.content_hash[20:]}))
-    store.rebuild()
+    with store._catalog.transaction("", "haiku") as transaction:
+        transaction.write(replace(second, content_hash=twin + second.content_hash[20:]))
     with pytest.raises(InterventionConflictError, match="more digits"):
         store.resolve("haiku", twin[:19])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +12,18 @@ import pytest
 from reft_interventions import InterventionSet, save
 from reft_interventions.errors import InterventionNotFoundError, InterventionQuotaError, StoreError
 from reft_interventions.store import InterventionStore, StoredVersion, StoreQuota
+from reft_server.storage import DatabaseCatalog
+from reft_server.tenants.database import memory_engine
 from tests.intervention_sets import make_set
 
 A_DAY_S = 86400.0
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[InterventionStore]:
-    with InterventionStore(tmp_path / "store", retention_s=A_DAY_S) as opened:
+@pytest.fixture(params=["records", "database"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InterventionStore]:
+    """With each kind of catalog, in turn."""
+    catalog = DatabaseCatalog(memory_engine()) if request.param == "database" else None
+    with InterventionStore(tmp_path / "store", retention_s=A_DAY_S, catalog=catalog) as opened:
         yield opened
 
 
@@ -30,12 +35,10 @@ def put(
     return store.put(path, name, quota=quota)
 
 
-def age(store: InterventionStore, root: Path, stored: StoredVersion, by_s: float) -> None:
+def age(store: InterventionStore, stored: StoredVersion, by_s: float) -> None:
     """Make a tombstone older."""
-    path = root / "refs" / stored.name / f"{stored.version}.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"deleted_at": record["deleted_at"] - by_s}))
-    store.rebuild()
+    with store._catalog.transaction(stored.tenant, stored.name) as transaction:
+        transaction.write(stored.deleted(time.time() - by_s))
 
 
 def test_deleted_name_is_gone_and_comes_back_whole(store: InterventionStore) -> None:
@@ -112,7 +115,7 @@ def test_purge_keeps_a_file_that_a_living_or_restorable_version_uses(store: Inte
         store.restore("a")
 
 
-def test_only_what_is_older_than_the_retention_time_expires(store: InterventionStore, tmp_path: Path) -> None:
+def test_only_what_is_older_than_the_retention_time_expires(store: InterventionStore) -> None:
     old, young = put(store, make_set(1)), put(store, make_set(2), "young")
     other = store.namespace("acme")
     put(other, make_set(3))
@@ -120,7 +123,7 @@ def test_only_what_is_older_than_the_retention_time_expires(store: InterventionS
     store.delete("young")
     other.delete("haiku")
     assert store.purge_expired() == ()
-    age(store, tmp_path / "store", old, 2 * A_DAY_S)
+    age(store, old, 2 * A_DAY_S)
     assert [stored.reference for stored in store.purge_expired()] == ["haiku@1"]
     assert not store.blob_path(old).exists()
     assert store.restore("young") == (young,)
@@ -137,17 +140,18 @@ def test_without_retention_a_delete_is_final(tmp_path: Path) -> None:
             store.restore("haiku")
 
 
-def test_tombstone_of_an_older_release_whose_file_is_gone_is_an_error(store: InterventionStore, tmp_path: Path) -> None:
-    stored = put(store, make_set(1))
-    store.delete("haiku")
-    path = tmp_path / "store/refs/haiku/1.json"
-    record = json.loads(path.read_text())
-    del record["purged_at"]
-    path.write_text(json.dumps(record))
-    store.blob_path(stored).unlink()
-    store.rebuild()
-    with pytest.raises(StoreError, match="haiku@1"):
-        store.restore("haiku")
+def test_tombstone_of_an_older_release_whose_file_is_gone_is_an_error(tmp_path: Path) -> None:
+    with InterventionStore(tmp_path, A_DAY_S) as store:
+        stored = put(store, make_set(1))
+        store.delete("haiku")
+        path = tmp_path / "refs/haiku/1.json"
+        record = json.loads(path.read_text())
+        del record["purged_at"]
+        path.write_text(json.dumps(record))
+        store.blob_path(stored).unlink()
+        store.rebuild()
+        with pytest.raises(StoreError, match="haiku@1"):
+            store.restore("haiku")
 
 
 def test_namespaces_restore_their_own_only(store: InterventionStore) -> None:

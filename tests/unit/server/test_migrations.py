@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +15,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
-import reft_server
 from reft_interventions.errors import StoreError
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.database import engine_of_url, make_tables
 from reft_server.tenants.migrations import alembic_config, upgrade
-from reft_server.tenants.schema import METADATA
+from reft_server.tenants.migrations.schemas import all_tables
 
 
 @pytest.fixture
@@ -33,13 +30,6 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def import_every_module_with_tables() -> None:
-    """A table that nothing else imports would be missed."""
-    for module in pkgutil.walk_packages(reft_server.__path__, "reft_server."):
-        if module.name.rpartition(".")[2].endswith("schema"):
-            importlib.import_module(module.name)
-
-
 def revisions(connection: sqlalchemy.Connection) -> list[str]:
     """All of them, the first one first."""
     script = ScriptDirectory.from_config(alembic_config(connection))
@@ -47,10 +37,9 @@ def revisions(connection: sqlalchemy.Connection) -> list[str]:
 
 
 def test_migrations_make_what_the_models_say(engine: Engine) -> None:
-    import_every_module_with_tables()
     make_tables(engine)
     with engine.connect() as connection:
-        differences = compare_metadata(MigrationContext.configure(connection), METADATA)
+        differences = compare_metadata(MigrationContext.configure(connection), all_tables())
     assert not differences, "run `make migration MESSAGE='…'`: see reft_server/tenants/migrations/__init__.py"
 
 

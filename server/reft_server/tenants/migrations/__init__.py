@@ -1,8 +1,8 @@
 """How the tables came to be, step by step, with alembic: a database of any age is brought up to date at the start.
 
-A table or column is added in three steps, in any module that adds to `schema.METADATA`:
+A table or column is added in three steps:
 
-1. Declare it there, in SQLAlchemy's words.
+1. Declare it on `tenants.schema.METADATA`, in a module whose name ends with `schema`.
 2. `make migration MESSAGE='Add routes'` writes `versions/<number>_add_routes.py`, by comparing the models with what the
    migrations make. Read it: alembic sees neither triggers nor a rename, nor what should happen to the rows.
 3. `tests/unit/server/test_migrations.py` fails while models and migrations differ, and while two branches have added

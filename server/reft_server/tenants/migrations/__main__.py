@@ -9,11 +9,13 @@ from alembic.script import ScriptDirectory
 
 from reft_server.tenants.database import memory_engine
 
+from .schemas import all_tables
 from .upgrade import alembic_config
 
 
 def main(message: str) -> None:
     """Compare the models with a database that has every migration."""
+    all_tables()
     with memory_engine().begin() as connection:
         config = alembic_config(connection)
         command.upgrade(config, "head")
