@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYREFT_STAMP := .venv-pyreft/.installed
 CLIENTS_STAMP := .venv-clients/.installed
+AUDIT_STAMP := .venv-audit/.installed
 
 # Passed through to the server: make serve MODEL=... PORT=... HOST=... ARGS='--log-level debug'
 MODEL ?=
@@ -22,7 +23,7 @@ PEER_STAMPS := $(patsubst %,.venv-%/.installed,$(filter pyreft llama_cpp vllm,$(
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install model serve check format test test-pyreft test-clients bench bench-peers bench-methods train-examples docker migration clean
+.PHONY: help install model serve check audit format test test-pyreft test-clients bench bench-peers bench-methods train-examples docker migration clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,11 +43,20 @@ model: $(STAMP)  ## Fetch the default model into the user's cache
 serve: $(STAMP)  ## Start the server (MODEL= PORT= HOST= ARGS=)
 	@exec $(BIN)/reft-serve --preload-dir examples $(SERVE_FLAGS) $(ARGS)
 
-check: $(STAMP)  ## Lint, formatting, types, import rules
+check: $(STAMP) audit  ## Lint, formatting, types, import rules, known vulnerabilities of dependencies
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(AUDIT_STAMP):
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3' \
+		&& touch $(AUDIT_STAMP) || echo "pip-audit can't be installed here"
+
+audit: $(STAMP) $(AUDIT_STAMP)  ## Look for known vulnerabilities of what .venv holds; says so where nothing can be asked
+	@$(BIN)/python .ci/audit_dependencies.py .venv-audit/bin/pip-audit \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 format: $(STAMP)  ## Repair lint and formatting
 	$(BIN)/ruff check --fix
@@ -111,4 +121,4 @@ migration: $(STAMP)  ## Write the migration of what the models have new (MESSAGE
 	$(BIN)/ruff format server/reft_server/tenants/migrations
 
 clean:  ## Remove the environment and the caches of the tools (not the model)
-	rm -rf $(VENV) .venv-pyreft .venv-clients .venv-vllm .venv-llama_cpp *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-pyreft .venv-clients .venv-audit .venv-vllm .venv-llama_cpp *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -200,6 +200,7 @@ class _RequestIdHeaders:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
+            headers["x-content-type-options"] = "nosniff"  # what clients upload is never a page, whatever it looks like
             if self.closes_connection:
                 headers["connection"] = "close"
             if self.meter is not None:
