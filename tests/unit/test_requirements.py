@@ -24,8 +24,8 @@ SOURCES = {
 }
 # Needed by transformers to read the default model's GGUF file and chat template; imported by name nowhere in ours.
 INDIRECT = {"server": {"gguf", "accelerate", "jinja2"}, "train": {"jinja2"}, "client": set()}
-# Imported where it is used, and by an extra of its own.
-OPTIONAL = {"peft": "lora", "opentelemetry-sdk": "otel", "boto3": "s3"}
+# Imported where they are used, and by an extra of their own.
+OPTIONAL = {"peft": "lora", "opentelemetry-sdk": "otel", "boto3": "s3", "triton": "gpu"}
 # By fastapi, pydantic, transformers and boto3.
 BROUGHT_ALONG = {"starlette", "pydantic_core", "tokenizers", "anyio", "botocore"}
 

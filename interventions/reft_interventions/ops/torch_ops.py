@@ -15,7 +15,7 @@ from reft_interventions.folded import FoldedEdit
 class EditGroup:
     """Rows of a step and the edit that they share, or a stack that holds one edit for each of them.
 
-    `rows` is `[num_edited]`, int64, without repeats; or a slice, which needs no gather.
+    `rows` is `[num_edited]`, int64, without repeats, on any device; or a slice, which needs no gather.
     """
 
     edit: FoldedEdit
@@ -44,6 +44,7 @@ def apply_edits(hidden: Tensor, groups: Sequence[EditGroup]) -> None:
             rows = columns[group.rows]  # [num_edited, hidden_size], a view
             rows += edit.delta(rows.float()).to(hidden.dtype)
         else:
-            rows = columns.index_select(0, group.rows)  # [num_edited, hidden_size]
+            numbers = group.rows.to(hidden.device)
+            rows = columns.index_select(0, numbers)  # [num_edited, hidden_size]
             rows += edit.delta(rows.float()).to(hidden.dtype)
-            columns.index_copy_(0, group.rows, rows)
+            columns.index_copy_(0, numbers, rows)

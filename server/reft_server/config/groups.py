@@ -10,7 +10,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from reft_server.api.settings import ApiSettings
-from reft_server.engine.settings import EngineSettings, ModelPath, PrefixCacheScope, WeightDtype
+from reft_server.engine.settings import EngineSettings, KernelChoice, ModelPath, PrefixCacheScope, WeightDtype
 from reft_server.fine_tuning.settings import FineTuningSettings
 from reft_server.tenants.model import TenantLimits
 
@@ -83,6 +83,11 @@ class EngineGroup(BaseModel):
         _ENGINE.model_path,
         description="native = the Llama shape in C, compiled at the first start; packed = the same in torch; "
         "generic = transformers' modules; auto = the first of them that works.",
+    )
+    kernels: KernelChoice = Field(
+        _ENGINE.kernels,
+        description="What the packed path runs between its matrix products: torch, triton (over paged K and V), or "
+        "auto = triton on a GPU that has it.",
     )
     weight_dtype: WeightDtype = Field(
         _ENGINE.weight_dtype,

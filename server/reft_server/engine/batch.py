@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .edit_plan import EditPlan, EditPlanner
-from .kv_cache import Slab
+from .kv_cache import ExtentSlot, Slab
+from .kv_memory import KVSlot
 from .scheduler import ScheduledChunk
 from .sequence import Sequence
 
@@ -127,8 +128,7 @@ class Batch:
         groups: dict[int, list[tuple[int, ScheduledChunk]]] = {}
         for row, chunk in self._placed_chunks:
             if chunk.num_tokens == 1:
-                assert chunk.sequence.slot is not None  # the scheduler gave it one
-                groups.setdefault(id(chunk.sequence.slot.slab), []).append((row, chunk))
+                groups.setdefault(id(_extent(chunk).slab), []).append((row, chunk))
         return tuple(_decode_group(members, self.device) for members in groups.values())
 
     @cached_property
@@ -137,8 +137,7 @@ class Batch:
         chunks = []
         for row, chunk in self._placed_chunks:
             if chunk.num_tokens > 1:
-                slot = chunk.sequence.slot
-                assert slot is not None  # the scheduler gave it one
+                slot = _extent(chunk)
                 chunks.append(PrefillChunk(slot.slab, slot.row, row, row + chunk.num_tokens, chunk.start))
         return tuple(chunks)
 
@@ -175,13 +174,20 @@ def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device, planne
 def _layout_key(chunk: ScheduledChunk) -> tuple[bool, int, int]:
     slot = chunk.sequence.slot
     assert slot is not None  # the scheduler gave it one
-    return chunk.num_tokens > 1, id(slot.slab), slot.row
+    return chunk.num_tokens > 1, *slot.order
+
+
+def _extent(chunk: ScheduledChunk) -> ExtentSlot:
+    """Where a chunk's K and V are, on the paths that keep them in extents."""
+    slot: KVSlot | None = chunk.sequence.slot
+    assert isinstance(slot, ExtentSlot)
+    return slot
 
 
 def _decode_group(members: list[tuple[int, ScheduledChunk]], device: torch.device) -> DecodeGroup:
-    slots = [chunk.sequence.slot for _, chunk in members]
-    rows = [slot.row for slot in slots if slot is not None]
-    slab = next(slot.slab for slot in slots if slot is not None)
+    slots = [_extent(chunk) for _, chunk in members]
+    rows = [slot.row for slot in slots]
+    slab = slots[0].slab
     starts = [chunk.start for _, chunk in members]
     num_view_rows = max(rows) + 1
     lengths = [1] * num_view_rows

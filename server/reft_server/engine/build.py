@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from reft_interventions.errors import UnsupportedComponentError
@@ -16,11 +20,13 @@ from reft_server.errors import ConfigurationError, UnsupportedModelError
 from .checks import check_exact, reference_logits
 from .engine import LocalEngine
 from .generic_model import GenericModel
+from .kernels import AttentionShape, Kernels, TorchKernels
 from .llama_shape import can_pack
 from .native import NativeUnavailableError, load_library
 from .native_model import NativeModel
 from .packed_model import PackedModel
 from .settings import EngineSettings
+from .single import Model
 from .types import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -50,15 +56,21 @@ def build_engine(
     model.requires_grad_(False)
     reference = reference_logits(model, info.vocab_size)
     path = _model_path(model, info, settings, cache_dir or default_cache_dir())
-    check_exact(path, reference, info.vocab_size, type(model).__name__, settings.weight_dtype)
+    served: Model = path
+    if isinstance(path, PackedModel) and path.kernels.is_paged and model.device.type == "cuda":
+        from .cuda import GraphedModel  # imports Triton, which is there: the kernels are its own
+
+        served = GraphedModel(path, max_num_seqs=settings.max_num_seqs, max_model_len=info.max_model_len)
+    check_exact(served, reference, info.vocab_size, type(model).__name__, settings.weight_dtype)
     logger.info(
-        "model ready path=%s dtype=%s device=%s max_model_len=%d",
+        "model ready path=%s kernels=%s dtype=%s device=%s max_model_len=%d",
         _NAMES[type(path)],
+        path.kernels.name if isinstance(path, PackedModel) else "own",
         info.dtype,
         info.device,
         info.max_model_len,
     )
-    return LocalEngine(path, info, settings)
+    return LocalEngine(served, info, settings)
 
 
 def _model_path(
@@ -75,7 +87,7 @@ def _model_path(
         raise ConfigurationError("model_path=native needs dtype=float32 and device=cpu", param="engine_model_path")
     if wanted == "generic" or not can_pack(model):
         return GenericModel(model)
-    if wanted != "packed" and _is_float32_on_cpu(model):
+    if wanted != "packed" and settings.kernels != "triton" and _is_float32_on_cpu(model):
         try:
             library = load_library(cache_dir)
         except NativeUnavailableError as error:
@@ -90,7 +102,25 @@ def _model_path(
                 weight_dtype=settings.weight_dtype,
                 num_threads=settings.num_threads,
             )
-    return PackedModel(model, info.max_model_len)
+    return PackedModel(model, info.max_model_len, _kernels(model, settings))
+
+
+def _kernels(model: PreTrainedModel, settings: EngineSettings) -> Callable[[AttentionShape, Tensor], Kernels[Any]]:
+    """Triton's on a GPU, or where they are asked for and the interpreter can run them."""
+    if settings.kernels == "torch" or (settings.kernels == "auto" and model.device.type != "cuda"):
+        return TorchKernels
+    try:
+        from .cuda import TritonKernels  # an import of Triton, which most machines don't have
+    except ImportError as error:
+        if settings.kernels == "triton":
+            raise ConfigurationError(f"kernels=triton: {error}", param="engine_kernels") from error
+        logger.warning("triton unavailable, torch's kernels serve reason=%s", error)
+        return TorchKernels
+    if model.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigurationError(
+            "kernels=triton needs device=cuda, or TRITON_INTERPRET=1 to try them slowly", param="engine_kernels"
+        )
+    return TritonKernels
 
 
 def _is_float32_on_cpu(model: PreTrainedModel) -> bool:

@@ -14,6 +14,7 @@ from reft_interventions.folded import SiteKey
 from reft_interventions.ops import EditedRows, EditGroup, EditStacks, apply_edits
 
 from .capture import RowCapture
+from .kv_memory import KVLayout
 from .scheduler import ScheduledChunk
 from .sequence import Sequence, SequenceEdit
 
@@ -47,6 +48,11 @@ class EditPlan:
         """Sites where at least one row of this step is edited or noted."""
         return tuple(dict.fromkeys((*self.groups, *self.captures))) if self.captures else tuple(self.groups)
 
+    @property
+    def is_plain(self) -> bool:
+        """`apply` does what the groups say and nothing besides: kernels of their own may take its place."""
+        return type(self) is EditPlan and not self.captures
+
     def has_rows_at(self, layer: int, component: str) -> bool:
         """Whether a row of this step is edited or noted there."""
         return (layer, component) in self.groups or (layer, component) in self.captures
@@ -69,10 +75,22 @@ class EditPlanner:
     Decoding rows keep their edits from step to step, so their part of the plan is kept while the same sets decode in
     the same rows. There, different edits of few rows each are stacked (`EditStacks`); a prompt's rows are many, and get
     one product per edit.
+
+    Args:
+        device: where the rows' numbers are.
+        stacks_edits: False where kernels take different edits in one launch as they are.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    @classmethod
+    def for_layout(cls, layout: KVLayout) -> EditPlanner:
+        """The planner for a model path: kernels over pages read edits from tables, which are built on the host."""
+        if layout.is_paged:
+            return cls(torch.device("cpu"), stacks_edits=False)
+        return cls(layout.device)
+
+    def __init__(self, device: torch.device, *, stacks_edits: bool = True) -> None:
         self._device = device
+        self._stacks_edits = stacks_edits
         self._stacks = EditStacks()
         self._decoding: list[tuple[int, list[str]]] = []
         self._decoding_plan = NO_EDITS
@@ -111,7 +129,7 @@ class EditPlanner:
             return
         self._decoding = []  # until the new groups are complete
         self._decoding_groups = {
-            place: self._groups(self._stacks.merge(place, edited))
+            place: self._groups(self._stacks.merge(place, edited) if self._stacks_edits else edited)
             for place, edited in _by_place(_decoding_rows(decoding)).items()
         }
         self._decoding_plan = _in_order(self._decoding_groups)

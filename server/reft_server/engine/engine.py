@@ -17,7 +17,8 @@ from reft_server.errors import EngineDeadError, EngineOverloadedError, EngineSte
 
 from .batch import build_batch
 from .edit_plan import EditPlanner
-from .kv_cache import KVCache
+from .kv_memory import KVAllocator
+from .paged_cache import make_kv_cache
 from .placement import Placement
 from .prefix_cache import PrefixCache
 from .prompt_scores import score_prompts
@@ -56,8 +57,9 @@ class LocalEngine:
         self._is_restarting = False
         self._has_cancelled = False
         self._outputs: dict[Sequence, list[TokenOutput]] = {}
-        self._edit_planner = EditPlanner(model.kv_layout.device)
+        self._edit_planner = EditPlanner.for_layout(model.kv_layout)
         self._counters: Counter[str] = Counter()
+        self._kv_cache = self._make_kv_cache(None)
         self._reset()
 
     # --- called from the event loop
@@ -342,17 +344,23 @@ class LocalEngine:
         self._counters["prefix_hits"] += self._prefix_cache.num_hit_tokens
         self._counters["prefix_evictions"] += self._prefix_cache.num_evictions
 
-    def _reset(self) -> None:
-        layout, settings = self._model.kv_layout, self._settings
-        self._kv_cache = KVCache(
-            layout,
+    def _make_kv_cache(self, previous: KVAllocator | None) -> KVAllocator:
+        """An empty cache, in the memory of the previous one where that is worth taking over."""
+        settings = self._settings
+        return make_kv_cache(
+            self._model.kv_layout,
             budget_bytes=settings.kv_cache_bytes,
             max_rows=settings.max_num_seqs,
             max_tokens=self.model_info.max_model_len,
+            prefix_bytes=settings.prefix_cache_bytes if settings.prefix_cache_scope != "off" else 0,
+            previous=previous,
         )
-        self._prefix_cache = PrefixCache(
-            layout, settings.prefix_cache_bytes, is_shared=settings.prefix_cache_scope == "shared"
-        )
+
+    def _reset(self) -> None:
+        settings = self._settings
+        self._kv_cache = self._make_kv_cache(self._kv_cache)
+        memory = self._kv_cache.block_memory(settings.prefix_cache_bytes)
+        self._prefix_cache = PrefixCache(memory, is_shared=settings.prefix_cache_scope == "shared")
         placement = Placement(
             self._kv_cache,
             self._prefix_cache if settings.prefix_cache_scope != "off" else None,

@@ -16,7 +16,7 @@ from reft_server.errors import UnsupportedModelError
 
 from .attention import attend
 from .batch import Batch
-from .kv_cache import KVLayout
+from .kv_memory import KVLayout
 
 ATTENTION_NAME = "reft_serve"
 # The attention function gets no user data, so the running step reaches it through the engine thread's own context.

@@ -77,8 +77,8 @@ class Kernels(Protocol[StepT]):
         ...
 
     @property
-    def page_size(self) -> int | None:
-        """Tokens of a page of K and V; None = contiguous extents."""
+    def is_paged(self) -> bool:
+        """K and V are in pages, not in extents."""
         ...
 
     def begin(self, batch: Batch, fewest_rows: int) -> StepT:
@@ -135,7 +135,7 @@ class TorchKernels:
     """
 
     name = "torch"
-    page_size = None
+    is_paged = False
 
     def __init__(self, shape: AttentionShape, rotary: Tensor) -> None:
         self._shape = shape

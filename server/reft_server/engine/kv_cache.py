@@ -6,45 +6,17 @@ attention call over a plain view, without gathering the cache. Slabs are made on
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Hashable
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from .kv_memory import BLOCK_SIZE, KVLayout, KVSlot
 from .memory import lazy_zeros
 
 _MIN_CAPACITY = 64
+_BLOCKS_PER_ARENA = 64
 _SLAB_SHARE = 4  # one slab takes at most this fraction of the budget, unless a single row needs more
-
-
-@dataclass(frozen=True)
-class KVLayout:
-    """Shape of one token's K and V, per layer: (num_kv_heads, key dimension, value dimension)."""
-
-    layers: tuple[tuple[int, int, int], ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def bytes_per_token(self) -> int:
-        return sum(heads * (key + value) for heads, key, value in self.layers) * self.dtype.itemsize
-
-    @cached_property
-    def stack_shapes(self) -> tuple[tuple[tuple[int, int], int], ...]:
-        """Each distinct (num_kv_heads, dimension) of a K or V tensor, with how many tensors have it."""
-        return tuple(Counter(self._tensor_shapes).items())
-
-    def unstack(self, stacks: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Every layer's K and every layer's V out of stacks `[count, …]` in the order of `stack_shapes`."""
-        remaining = {shape: iter(stack) for (shape, _), stack in zip(self.stack_shapes, stacks, strict=True)}
-        tensors = [next(remaining[shape]) for shape in self._tensor_shapes]
-        return tensors[0::2], tensors[1::2]
-
-    @property
-    def _tensor_shapes(self) -> list[tuple[int, int]]:
-        return [(heads, dim) for heads, key, value in self.layers for dim in (key, value)]
 
 
 class Slab:
@@ -72,16 +44,19 @@ class Slab:
 
 
 @dataclass(eq=False)
-class KVSlot:
-    """Where one sequence's K and V live."""
+class ExtentSlot(KVSlot):
+    """A row of a slab: contiguous K and V."""
 
     slab: Slab
     row: int
-    is_free: bool = field(default=False, repr=False)
 
     @property
     def capacity(self) -> int:
         return self.slab.capacity
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return id(self.slab), self.row
 
 
 @dataclass(eq=False)
@@ -128,7 +103,7 @@ class KVCache:
         """Whether an otherwise empty cache has room for a sequence of `num_tokens`."""
         return num_tokens <= self._capacities[-1] and self._row_bytes(num_tokens) <= self.budget_bytes
 
-    def allocate(self, num_tokens: int) -> KVSlot | None:
+    def allocate(self, num_tokens: int) -> ExtentSlot | None:
         """A slot for at least `num_tokens` tokens, or None when the budget is used up."""
         capacity = self._capacity_for(num_tokens)
         for slab in self._slabs:
@@ -140,12 +115,13 @@ class KVCache:
         )
         return self._add_slab(capacity, max(1, num_rows))
 
-    def allocate_single(self, num_tokens: int) -> KVSlot | None:
+    def allocate_single(self, num_tokens: int) -> ExtentSlot | None:
         """A slot for exactly `num_tokens` tokens in a slab of its own, or None when the budget is used up."""
         return self._add_slab(num_tokens, 1)
 
-    def grow(self, slot: KVSlot, num_tokens: int, num_filled: int) -> KVSlot | None:
+    def grow(self, slot: KVSlot, num_tokens: int, num_filled: int) -> ExtentSlot | None:
         """Move a sequence to a larger slot, its first `num_filled` tokens with it; None when there is no room."""
+        assert isinstance(slot, ExtentSlot)  # one of this cache's own
         larger = self.allocate(num_tokens)
         if larger is None:
             return None
@@ -160,6 +136,7 @@ class KVCache:
         Args:
             scrub: overwrite it with zeros: what it holds may not be finite, and masked attention would spread that.
         """
+        assert isinstance(slot, ExtentSlot)  # one of this cache's own
         if slot.is_free:
             raise RuntimeError("a KV slot was freed twice")
         slot.is_free = True
@@ -169,10 +146,14 @@ class KVCache:
         slot.slab.free_rows.append(slot.row)
         slot.slab.free_rows.sort(reverse=True)  # the lowest row is taken first: decode views stay short
 
-    def _take(self, slab: Slab) -> KVSlot:
-        return KVSlot(slab, slab.free_rows.pop())
+    def block_memory(self, budget_bytes: int) -> CopiedBlocks:
+        """Memory for copies of blocks, besides the slabs."""
+        return CopiedBlocks(self.layout, budget_bytes)
 
-    def _add_slab(self, capacity: int, num_rows: int) -> KVSlot | None:
+    def _take(self, slab: Slab) -> ExtentSlot:
+        return ExtentSlot(slab, slab.free_rows.pop())
+
+    def _add_slab(self, capacity: int, num_rows: int) -> ExtentSlot | None:
         num_bytes = self.layout.bytes_per_token * capacity * num_rows
         if num_bytes > self._room(num_bytes):
             return None
@@ -190,6 +171,64 @@ class KVCache:
 
     def _row_bytes(self, num_tokens: int) -> int:
         return self.layout.bytes_per_token * self._capacity_for(num_tokens)
+
+
+class _Arena:
+    """Memory of some blocks: one `[num_blocks, count, num_kv_heads, BLOCK_SIZE, dim]` tensor per stack of a slab."""
+
+    def __init__(self, layout: KVLayout, num_blocks: int) -> None:
+        self.stacks = [
+            lazy_zeros((num_blocks, count, heads, BLOCK_SIZE, dim), layout.dtype, layout.device)
+            for (heads, dim), count in layout.stack_shapes
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Copy:
+    arena: _Arena
+    index: int
+
+    @property
+    def stacks(self) -> list[Tensor]:
+        return [stack[self.index] for stack in self.arena.stacks]
+
+
+class CopiedBlocks:
+    """`BlockMemory` of copies; memory is taken as it fills."""
+
+    def __init__(self, layout: KVLayout, budget_bytes: int) -> None:
+        self._layout = layout
+        self._max_blocks = budget_bytes // (layout.bytes_per_token * BLOCK_SIZE)
+        self._num_allocated = 0
+        self._free: list[_Copy] = []
+
+    @property
+    def num_bytes(self) -> int:
+        return self._num_allocated * self._layout.bytes_per_token * BLOCK_SIZE
+
+    def keep(self, slot: KVSlot, index: int, count: int) -> _Copy | None:
+        assert isinstance(slot, ExtentSlot)  # of the cache that made this memory
+        if not self._free and self._num_allocated < self._max_blocks:
+            num_blocks = min(_BLOCKS_PER_ARENA, self._max_blocks - self._num_allocated)
+            arena = _Arena(self._layout, num_blocks)
+            self._free = [_Copy(arena, number) for number in reversed(range(num_blocks))]
+            self._num_allocated += num_blocks
+        if not self._free:
+            return None
+        place = self._free.pop()
+        for kept, stack in zip(place.stacks, slot.slab.stacks, strict=True):
+            kept[:, :, :count] = stack[:, slot.row, :, index : index + count]
+        return place
+
+    def load(self, place: Hashable, slot: KVSlot, index: int, count: int) -> None:
+        assert isinstance(place, _Copy)  # made by `keep`
+        assert isinstance(slot, ExtentSlot)  # of the cache that made this memory
+        for kept, stack in zip(place.stacks, slot.slab.stacks, strict=True):
+            stack[:, slot.row, :, index : index + count] = kept[:, :, :count]
+
+    def drop(self, place: Hashable) -> None:
+        assert isinstance(place, _Copy)  # made by `keep`
+        self._free.append(place)
 
 
 def _capacities(max_tokens: int) -> list[int]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .batch import Batch
-from .kv_cache import KVLayout, KVSlot, Slab
+from .kv_cache import ExtentSlot, Slab
+from .kv_memory import KVLayout, KVSlot
 from .llama_shape import free_weight, rotary_table, sliding_window
 from .native import NativeLibrary
 from .native.structures import SPAN_FIELDS, AttentionShape, Config, Layer, Step
@@ -155,6 +156,7 @@ class NativeModel:
 
     def _segment(self, slot: KVSlot) -> tuple[int, int, int]:
         """Address of the slab's table of K and V, row, capacity."""
+        assert isinstance(slot, ExtentSlot)  # of this path's layout
         table = self._slab_tables.get(slot.slab)
         if table is None:
             pairs = zip(slot.slab.keys, slot.slab.values, strict=True)

@@ -18,7 +18,7 @@ from reft_interventions.folded import SiteKey
 
 from .batch import Batch
 from .kernels import AttentionLayer, AttentionShape, Kernels, Norm, TorchKernels
-from .kv_cache import KVLayout
+from .kv_memory import KVLayout
 from .linear import Linear, fewest_rows, make_linear
 from .llama_shape import free_weight, rotary_table, sliding_window
 
@@ -68,7 +68,9 @@ class PackedModel:
         if lm_head.weight is not decoder.embed_tokens.weight:
             free_weight(lm_head)
         shape = (self._shape.num_kv_heads, self._shape.head_dim, self._shape.head_dim)
-        self.kv_layout = KVLayout((shape,) * len(self._layers), model.dtype, model.device)
+        self.kv_layout = KVLayout(
+            (shape,) * len(self._layers), model.dtype, model.device, is_paged=self.kernels.is_paged
+        )
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .kv_cache import KVCache
+from .kv_memory import KVAllocator
 from .prefix_cache import PrefixCache
 from .sequence import Sequence
 from .shared_prefixes import SharedPrefixes
@@ -22,7 +22,7 @@ class Placement:
     """
 
     def __init__(
-        self, kv_cache: KVCache, prefix_cache: PrefixCache | None = None, *, shares_prefixes: bool = False
+        self, kv_cache: KVAllocator, prefix_cache: PrefixCache | None = None, *, shares_prefixes: bool = False
     ) -> None:
         self._kv_cache = kv_cache
         self._prefix_cache = prefix_cache

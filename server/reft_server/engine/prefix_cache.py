@@ -14,13 +14,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from torch import Tensor
+from .kv_memory import BLOCK_SIZE, BlockMemory, KVSlot
+from .sequence import BlockContent, Sequence
 
-from .kv_cache import KVLayout, KVSlot
-from .memory import lazy_zeros
-from .sequence import BLOCK_SIZE, BlockContent, Sequence
-
-_BLOCKS_PER_ARENA = 64
 _MAX_SIBLINGS = 64  # blocks compared for a partial match; the newest ones where there are more
 
 
@@ -33,8 +29,7 @@ class Block:
 
     content: BlockContent
     parent: Block | None
-    arena: _Arena | None = None
-    index: int = 0
+    place: Hashable | None = None
     children: dict[BlockContent, Block] = field(default_factory=dict)
     num_users: int = 0
 
@@ -53,35 +48,18 @@ class PrefixMatch:
         return len(self.blocks) * BLOCK_SIZE + self.num_partial_tokens
 
 
-class _Arena:
-    """Memory of some blocks: one `[num_blocks, count, num_kv_heads, BLOCK_SIZE, dim]` tensor per stack of a slab."""
-
-    def __init__(self, layout: KVLayout, num_blocks: int) -> None:
-        self.stacks = [
-            lazy_zeros((num_blocks, count, heads, BLOCK_SIZE, dim), layout.dtype, layout.device)
-            for (heads, dim), count in layout.stack_shapes
-        ]
-
-    def block(self, index: int) -> list[Tensor]:
-        return [stack[index] for stack in self.stacks]
-
-
 class PrefixCache:
     """A tree of blocks per salt, least recently used leaves out first. Used by the engine's thread only.
 
     Args:
-        layout: shape of one token's K and V.
-        budget_bytes: of blocks; memory is taken as it fills.
+        memory: where the blocks' K and V are.
         is_shared: False keeps the blocks of each combination of interventions apart from the first one on, as servers
             do that key their cache by adapter; for comparison.
     """
 
-    def __init__(self, layout: KVLayout, budget_bytes: int, *, is_shared: bool = True) -> None:
-        self._layout = layout
+    def __init__(self, memory: BlockMemory, *, is_shared: bool = True) -> None:
+        self._memory = memory
         self._is_shared = is_shared
-        self._max_blocks = budget_bytes // (layout.bytes_per_token * BLOCK_SIZE)
-        self._num_allocated = 0
-        self._free: list[tuple[_Arena, int]] = []
         self._roots: dict[Hashable, Block] = {}
         self._recency: OrderedDict[Block, None] = OrderedDict()  # a block comes after its descendants
         self.num_queried_tokens = 0
@@ -96,7 +74,7 @@ class PrefixCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of memory taken, filled or not."""
-        return self._num_allocated * self._layout.bytes_per_token * BLOCK_SIZE
+        return self._memory.num_bytes
 
     def root_key(self, sequence: Sequence) -> Hashable:
         """What a sequence's tree is found by."""
@@ -148,7 +126,9 @@ class PrefixCache:
         sources = [*match.blocks, *([match.partial] if match.partial is not None else [])]
         for start in range(first, end, BLOCK_SIZE):
             count = min(BLOCK_SIZE, end - start)
-            self._copy_out(sources[start // BLOCK_SIZE], slot, start - first, count)
+            place = sources[start // BLOCK_SIZE].place
+            assert place is not None  # roots are never part of a match
+            self._memory.load(place, slot, start - first, count)
 
     def extend(self, sequence: Sequence, num_tokens: int, *, with_tail: bool = False) -> None:
         """Keep the whole blocks among the first `num_tokens` computed tokens of a sequence that has a slot.
@@ -196,24 +176,18 @@ class PrefixCache:
 
     def _add(self, parent: Block, content: BlockContent, sequence: Sequence, start: int) -> Block | None:
         """A new block with the K and V of a sequence from position `start` on; None when all memory is in use."""
-        place = self._take_memory(parent)
+        assert sequence.slot is not None  # checked by `extend`
+        kept = sequence.slot, start - sequence.num_shared_tokens, len(content.token_ids)
+        place = self._memory.keep(*kept)
+        if place is None:
+            self._evict_one(keep=parent)
+            place = self._memory.keep(*kept)
         if place is None:
             return None
-        block = Block(content, parent, *place)
+        block = Block(content, parent, place)
         parent.children[content] = block
         self._recency[block] = None
-        self._copy_in(block, sequence, start)
         return block
-
-    def _take_memory(self, parent: Block) -> tuple[_Arena, int] | None:
-        if not self._free and self._num_allocated < self._max_blocks:
-            num_blocks = min(_BLOCKS_PER_ARENA, self._max_blocks - self._num_allocated)
-            arena = _Arena(self._layout, num_blocks)
-            self._free = [(arena, index) for index in reversed(range(num_blocks))]
-            self._num_allocated += num_blocks
-        if not self._free:
-            self._evict_one(keep=parent)
-        return self._free.pop() if self._free else None
 
     def _evict_one(self, keep: Block) -> None:
         for block in self._recency:
@@ -223,30 +197,16 @@ class PrefixCache:
                 return
 
     def _remove(self, block: Block) -> None:
-        assert block.arena is not None  # only roots have none, and they are not in `_recency`
+        assert block.place is not None  # only roots have none, and they are not in `_recency`
         assert block.parent is not None
         del self._recency[block]
         del block.parent.children[block.content]
-        self._free.append((block.arena, block.index))
+        self._memory.drop(block.place)
         self._drop_if_empty_root(block.parent)
 
     def _drop_if_empty_root(self, block: Block) -> None:
         if block.parent is None and not block.children and not block.num_users:
             self._roots = {key: root for key, root in self._roots.items() if root is not block}
-
-    def _copy_in(self, block: Block, sequence: Sequence, start: int) -> None:
-        slot = sequence.slot
-        assert slot is not None  # checked by `extend`
-        assert block.arena is not None  # just given
-        index, count = start - sequence.num_shared_tokens, len(block.content.token_ids)
-        for kept, stack in zip(block.arena.block(block.index), slot.slab.stacks, strict=True):
-            kept[:, :, :count] = stack[:, slot.row, :, index : index + count]
-
-    @staticmethod
-    def _copy_out(block: Block, slot: KVSlot, index: int, count: int) -> None:
-        assert block.arena is not None  # roots are never part of a match
-        for kept, stack in zip(block.arena.block(block.index), slot.slab.stacks, strict=True):
-            stack[:, slot.row, :, index : index + count] = kept[:, :, :count]
 
 
 def _closest(parent: Block, wanted: BlockContent) -> tuple[Block | None, int]:

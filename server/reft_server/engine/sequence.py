@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from reft_interventions.folded import FoldedEdit, FoldedSet, SiteKey
 from reft_interventions.positions import Interval, count, intersect
 
-from .kv_cache import KVSlot, SharedPrefix
+from .kv_cache import SharedPrefix
+from .kv_memory import BLOCK_SIZE, KVSlot
 from .logits_processor import logits_processor
 from .prompt_scores import PromptScores
 from .stream import NullStream, QueueStream
@@ -20,9 +21,6 @@ from .types import GenerationRequest, TokenOutput
 
 if TYPE_CHECKING:
     from .prefix_cache import Block
-
-BLOCK_SIZE = 16
-"""Tokens of one block of the prefix cache."""
 
 EditKey = tuple[str, int, tuple[Interval, ...]]
 """Content hash of a folded set (scale, rank dimensions and source included), and the index of one of its interventions;

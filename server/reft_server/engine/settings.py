@@ -7,6 +7,7 @@ from typing import Literal
 
 ModelPath = Literal["auto", "native", "packed", "generic"]
 WeightDtype = Literal["model", "bfloat16", "int8"]
+KernelChoice = Literal["auto", "torch", "triton"]
 PrefixCacheScope = Literal["shared", "intervention", "off"]
 
 
@@ -28,6 +29,7 @@ class EngineSettings:
         num_threads: torch's threads inside a step; None = one per core.
         model_path: `native` (the Llama shape in C, compiled at the first start), `packed` (the same in torch),
             `generic` (transformers' modules), `auto` picks the first that works.
+        kernels: of the packed path: `torch`, or `triton` over paged K and V; `auto` = `triton` on a GPU that has it.
         weight_dtype: how the native path stores weights: as the `model` has them, or smaller, expanded to float32 when
             they are used; `int8` has one scale for each output.
     """
@@ -43,4 +45,5 @@ class EngineSettings:
     max_model_len: int | None = None
     num_threads: int | None = None
     model_path: ModelPath = "auto"
+    kernels: KernelChoice = "auto"
     weight_dtype: WeightDtype = "model"

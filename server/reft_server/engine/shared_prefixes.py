@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .kv_cache import KVCache, KVSlot, SharedPrefix
+from .kv_cache import SharedPrefix
+from .kv_memory import BLOCK_SIZE, KVAllocator, KVSlot
 from .prefix_cache import Block, PrefixCache, PrefixMatch
-from .sequence import BLOCK_SIZE
 
 _FEWEST_BLOCKS = 16  # 256 tokens: shorter starts are copied into each sequence's own row
 
@@ -21,7 +21,7 @@ class _Entry:
 class SharedPrefixes:
     """Contiguous copies of cached blocks, each in a slot of its own that is freed with its last user."""
 
-    def __init__(self, kv_cache: KVCache, prefix_cache: PrefixCache) -> None:
+    def __init__(self, kv_cache: KVAllocator, prefix_cache: PrefixCache) -> None:
         self._kv_cache = kv_cache
         self._prefix_cache = prefix_cache
         self._by_block: dict[Block, _Entry] = {}

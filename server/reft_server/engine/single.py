@@ -15,7 +15,8 @@ from reft_interventions.folded import FoldedSet
 from .batch import Batch, build_batch
 from .capture import RowCapture
 from .edit_plan import EditPlan, EditPlanner
-from .kv_cache import KVCache, KVLayout
+from .kv_memory import KVLayout
+from .paged_cache import make_kv_cache
 from .scheduler import ScheduledChunk
 from .sequence import Sequence
 from .stream import NullStream
@@ -51,7 +52,7 @@ def run_alone(
         wrap_edits: replaces a step's edits, for instance by ones that are observed.
     """
     num_tokens = len(token_ids)
-    cache = KVCache(
+    cache = make_kv_cache(
         model.kv_layout,
         budget_bytes=model.kv_layout.bytes_per_token * max(2 * num_tokens, 256),
         max_rows=1,
@@ -66,7 +67,7 @@ def run_alone(
     )
     sequence = Sequence(request, NullStream(), len(model.kv_layout.layers))
     sequence.slot = cache.allocate(num_tokens)
-    planner = EditPlanner(model.kv_layout.device)
+    planner = EditPlanner.for_layout(model.kv_layout)
     logits = []
     start = 0
     for size in chunk_sizes or (num_tokens,):

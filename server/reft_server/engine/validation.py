@@ -7,13 +7,13 @@ import math
 from reft_interventions.errors import InterventionSourceError
 from reft_server.errors import InvalidRequestError, PromptTooLongError
 
-from .kv_cache import KVCache
+from .kv_memory import KVAllocator
 from .types import GenerationRequest, ModelInfo, SamplingParams
 
 MAX_NUM_LOGPROBS = 20
 
 
-def validate_request(request: GenerationRequest, info: ModelInfo, kv_cache: KVCache) -> None:
+def validate_request(request: GenerationRequest, info: ModelInfo, kv_cache: KVAllocator) -> None:
     """Refuse what can't run.
 
     Raises:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reft_server.engine.kv_cache import KVCache, KVLayout
+from reft_server.engine.kv_cache import KVCache
+from reft_server.engine.kv_memory import KVLayout
 
 LAYOUT = KVLayout(((2, 4, 4), (1, 4, 2)), torch.float32, torch.device("cpu"))
 

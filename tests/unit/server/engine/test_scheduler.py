@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from reft_server.engine.kv_cache import KVCache, KVLayout
+from reft_server.engine.kv_cache import KVCache
+from reft_server.engine.kv_memory import BLOCK_SIZE, KVLayout
 from reft_server.engine.placement import Placement
 from reft_server.engine.prefix_cache import PrefixCache
 from reft_server.engine.scheduler import ScheduledChunk, Scheduler
-from reft_server.engine.sequence import BLOCK_SIZE, Sequence
+from reft_server.engine.sequence import Sequence
 from reft_server.engine.settings import EngineSettings
 from reft_server.engine.stream import NullStream
 from reft_server.engine.types import GenerationRequest, SamplingParams
@@ -26,7 +27,7 @@ PER_TOKEN = LAYOUT.bytes_per_token
 def make(*, kv_tokens: int = 100_000, prefix_tokens: int = 0, **settings: Any) -> Scheduler:
     options = EngineSettings(**settings)
     cache = KVCache(LAYOUT, budget_bytes=kv_tokens * PER_TOKEN, max_rows=options.max_num_seqs, max_tokens=4096)
-    prefix_cache = PrefixCache(LAYOUT, prefix_tokens * PER_TOKEN) if prefix_tokens else None
+    prefix_cache = PrefixCache(cache.block_memory(prefix_tokens * PER_TOKEN)) if prefix_tokens else None
     return Scheduler(options, Placement(cache, prefix_cache))
 
 

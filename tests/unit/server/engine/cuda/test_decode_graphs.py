@@ -1,0 +1,97 @@
+"""The bookkeeping of decode graphs, with graphs that run the captured function again: on a CPU, in the interpreter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reft_interventions.folded import FoldedSet
+from reft_server.engine.batch import Batch, build_batch
+from reft_server.engine.cuda import GraphedModel, TritonKernels
+from reft_server.engine.cuda.decode_graphs import buckets
+from reft_server.engine.edit_plan import EditPlanner
+from reft_server.engine.packed_model import PackedModel
+from reft_server.engine.paged_cache import PagedKVCache
+from reft_server.engine.scheduler import ScheduledChunk
+from reft_server.engine.sequence import Sequence
+from reft_server.engine.stream import NullStream
+from reft_server.engine.types import GenerationRequest, SamplingParams
+
+
+class FakeGraphs:
+    """What a GPU does, without one: the recorded function runs again, and its result lies in the same tensor."""
+
+    def __init__(self) -> None:
+        self.num_captured = 0
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        self.num_captured += 1
+        out = function().clone()
+
+        def replay() -> None:
+            out.copy_(function())
+
+        return replay, out
+
+
+def sequence(model: Any, cache: PagedKVCache, tokens: list[int], *sets: FoldedSet) -> Sequence:
+    request = GenerationRequest("test", tuple(tokens), SamplingParams(max_tokens=8, temperature=0.0), sets)
+    made = Sequence(request, NullStream(), len(model.kv_layout.layers))
+    made.slot = cache.allocate(40)
+    return made
+
+
+@pytest.fixture
+def packed(tiny_model: Any) -> PackedModel:
+    return PackedModel(copy.deepcopy(tiny_model("llama")), 64, TritonKernels)
+
+
+def decode(model: Any, sequences: list[Sequence], planner: EditPlanner) -> tuple[Batch, Tensor]:
+    chunks = [ScheduledChunk(one, len(one.token_ids) - 1, 1) for one in sequences]
+    batch = build_batch(chunks, torch.device("cpu"), planner)
+    return batch, model.forward(batch).clone()
+
+
+def test_buckets_cover_every_batch_size() -> None:
+    assert buckets(6) == [1, 2, 4, 6]
+    assert buckets(256)[:6] == [1, 2, 4, 8, 16, 32]
+    assert buckets(256)[-1] == 256
+    assert buckets(500)[-3:] == [320, 384, 448] or buckets(500)[-1] == 500
+
+
+def test_replayed_steps_equal_plain_ones(packed: PackedModel, tiny_model: Any, make_set: Any) -> None:
+    graphs = FakeGraphs()
+    graphed = GraphedModel(packed, max_num_seqs=4, max_model_len=64, capture=graphs)
+    folded = [make_set(tiny_model("llama"), {"positions": "all", "layer": i}, seed=i).fold() for i in (0, 2)]
+    prompts = [([5, 6, 7], ()), ([9], (folded[0],)), ([1, 2], (folded[1], folded[0]))]
+    cache = PagedKVCache(packed.kv_layout, budget_bytes=1 << 20, max_tokens=64)
+    planner = EditPlanner.for_layout(packed.kv_layout)
+    sequences = [sequence(packed, cache, tokens, *sets) for tokens, sets in prompts]
+    for one in sequences:
+        graphed.forward(build_batch([ScheduledChunk(one, 0, one.prompt_length)], torch.device("cpu"), planner))
+        one.token_ids.append(3)
+    num_before = graphed.num_replays
+    for members in (sequences, sequences[:1], sequences[1:], sequences):
+        _, replayed = decode(graphed, members, planner)
+        _, plain = decode(packed, members, EditPlanner.for_layout(packed.kv_layout))
+        assert torch.equal(replayed, plain)
+        for one in members:
+            one.token_ids.append(int(replayed.sum() * 1000) % 128)
+    assert graphed.num_replays - num_before == 4
+    num_captured = graphs.num_captured
+    decode(graphed, sequences, planner)
+    assert graphs.num_captured == num_captured  # a batch of a known size needs no new graph
+
+
+def test_a_step_with_part_of_a_prompt_is_not_replayed(packed: PackedModel) -> None:
+    graphed = GraphedModel(packed, max_num_seqs=4, max_model_len=64, capture=FakeGraphs())
+    cache = PagedKVCache(packed.kv_layout, budget_bytes=1 << 20, max_tokens=64)
+    one = sequence(packed, cache, [5, 6, 7])
+    batch = build_batch([ScheduledChunk(one, 0, 2)], torch.device("cpu"), EditPlanner.for_layout(packed.kv_layout))
+    graphed.forward(batch)
+    assert graphed.num_replays == 0
