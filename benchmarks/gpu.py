@@ -36,6 +36,7 @@ class Plan:
     device: torch.device
     config: dict[str, Any]
     dtype: torch.dtype
+    exactness_chunks: tuple[int, ...]
     batch_sizes: tuple[int, ...]
     contexts: tuple[int, ...]
     num_prefill_tokens: int
@@ -70,8 +71,8 @@ TINY = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": 256,
 }
 
@@ -82,6 +83,7 @@ def full_plan() -> Plan:
         device=torch.device("cuda"),
         config=LLAMA_3_1_8B,
         dtype=torch.bfloat16,
+        exactness_chunks=(9, 71, 1, 1, 12),
         batch_sizes=(1, 8, 32, 128, 256),
         contexts=(512, 1024),
         num_prefill_tokens=8192,
@@ -104,6 +106,7 @@ def dry_plan() -> Plan:
         device=torch.device("cpu"),
         config=TINY,
         dtype=torch.float32,
+        exactness_chunks=(3, 6, 1, 2),
         batch_sizes=(2,),
         contexts=(20,),
         num_prefill_tokens=20,

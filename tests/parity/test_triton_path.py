@@ -1,6 +1,7 @@
 """The packed path with Triton's kernels and paged K and V against the slow reference; without a GPU, interpreted.
 
-Few and short cases: the interpreter takes about a millisecond for each program of a kernel.
+Few and short cases over two layers, and one engine for each architecture: the interpreter takes about a millisecond for
+each program of a kernel.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ import pytest
 from tests.parity.harness import Case, Comparison, reference, run_together
 from tests.parity.test_engine_matches_reference import prompt
 
-SETTINGS: dict[str, Any] = {"kernels": "triton", "model_path": "packed", "max_num_seqs": 4}
+SETTINGS: dict[str, Any] = {
+    "kernels": "triton",
+    "model_path": "packed",
+    "max_num_seqs": 4,
+    "max_num_batched_tokens": 8,
+}
 
 
 def check(engine: Any, model: Any, cases: list[Case]) -> None:
@@ -25,33 +31,33 @@ def check(engine: Any, model: Any, cases: list[Case]) -> None:
 @pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3"])
 def test_triton_path_matches_reference(arch: str, tiny_model: Any, make_set: Any, start_engine: Any) -> None:
     """Mixed ranks, positions and formulas beside a base row; prompts in chunks."""
-    model = tiny_model(arch)
-    ends = make_set(model, *({"positions": "f2+l2", "layer": layer} for layer in (0, 2)), seed=1)
-    everywhere = make_set(model, {"positions": "all", "low_rank_dimension": 3, "layer": 1}, seed=2)
-    scaled = make_set(model, {"formula": "scale_shift", "positions": "all", "layer": 2}, seed=3)
+    model = tiny_model(arch, num_hidden_layers=2)
+    ends = make_set(model, *({"positions": "f2+l2", "layer": layer} for layer in (0, 1)), seed=1)
+    everywhere = make_set(model, {"positions": "all", "low_rank_dimension": 3, "layer": 0}, seed=2)
+    scaled = make_set(model, {"formula": "scale_shift", "positions": "all", "layer": 1}, seed=3)
     cases = [
         Case(prompt(11, 1), max_tokens=3),
         Case(prompt(9, 2), ((ends, 1.0),), max_tokens=3),
         Case(prompt(3, 3), ((everywhere, -0.5), (ends, 2.0)), max_tokens=3),
         Case(prompt(2, 4), ((scaled, 1.0),), max_tokens=3),
     ]
-    check(start_engine(model, **SETTINGS, max_num_batched_tokens=8), model, cases)
+    check(start_engine(model, **SETTINGS), model, cases)
 
 
 @pytest.mark.parametrize(
     "component", ["block_input", "attention_input", "query_output", "attention_value_output", "mlp_activation"]
 )
 def test_triton_path_edits_other_components(component: str, tiny_model: Any, make_set: Any, start_engine: Any) -> None:
-    model = tiny_model("qwen3")
+    model = tiny_model("qwen3", num_hidden_layers=2)
     tested = make_set(model, {"component": component, "positions": "all", "layer": 1}, seed=4)
     check(start_engine(model, **SETTINGS), model, [Case(prompt(5, 5), ((tested, 1.0),), max_tokens=2)])
 
 
 def test_blocks_of_the_prefix_cache_are_borrowed_not_copied(tiny_model: Any, make_set: Any, start_engine: Any) -> None:
     """The same start thrice: base, then an edit behind it, then the whole prompt again, tail included."""
-    model = tiny_model("llama")
+    model = tiny_model("llama", num_hidden_layers=2)
     engine = start_engine(model, **SETTINGS)
-    last = make_set(model, {"positions": "l1", "layer": 0}, {"positions": "l1", "layer": 2}, seed=6)
+    last = make_set(model, {"positions": "l1", "layer": 0}, {"positions": "l1", "layer": 1}, seed=6)
     start = prompt(37, 7)
     for case in (
         Case(start, max_tokens=2),

@@ -78,6 +78,12 @@ async def until(condition: Callable[[], bool], timeout_s: float = 240.0) -> None
             await asyncio.sleep(0.02)
 
 
+async def reached(tuning: FineTuning, job_id: str, condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds; a job that ends before fails the test at once."""
+    await until(lambda: condition() or tuning.jobs.get(job_id).has_ended)
+    assert condition(), f"the job ended: {tuning.jobs.get(job_id)}"
+
+
 async def ended(tuning: FineTuning, job_id: str) -> JobRecord:
     """The record of a job, once it has ended."""
     await until(lambda: tuning.jobs.get(job_id).has_ended)

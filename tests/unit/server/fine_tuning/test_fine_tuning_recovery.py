@@ -19,7 +19,7 @@ from reft_interventions.errors import InterventionNotFoundError, InterventionSel
 from reft_server.errors import FineTuningJobFinishedError, FineTuningUnavailableError
 from reft_server.fine_tuning.records import JobRecord
 from reft_server.fine_tuning.service import FineTuning
-from tests.unit.server.fine_tuning.conftest import Lab, ended, job_request, run, until, upload
+from tests.unit.server.fine_tuning.conftest import Lab, ended, job_request, reached, run, until, upload
 
 ROOT = Path(__file__).parents[4]
 LONG = {"epochs": 2000}
@@ -41,14 +41,14 @@ def is_trainer(pid: int) -> bool:
 async def start(tuning: FineTuning) -> JobRecord:
     """A job that goes on for long, once it has a checkpoint."""
     record = await tuning.create_job(job_request(await upload(tuning), LONG), "acme/tiny")
-    await until((tuning.jobs.folder(record.id).root / "output.checkpoint.safetensors").is_file)
+    await reached(tuning, record.id, (tuning.jobs.folder(record.id).root / "output.checkpoint.safetensors").is_file)
     return record
 
 
 async def start_soon(tuning: FineTuning) -> JobRecord:
     """A job whose process has just begun."""
     record = await tuning.create_job(job_request(await upload(tuning), LONG), "acme/tiny")
-    await until(lambda: bool(trainers()))
+    await reached(tuning, record.id, lambda: bool(trainers()))
     return record
 
 
@@ -64,7 +64,9 @@ def test_job_goes_on_from_its_checkpoint_after_a_stop_and_can_be_cancelled(lab: 
         assert not trainers()
         async with lab.running() as (tuning, registry):
             events = tuning.jobs.events
-            await until(lambda: any(event.data.get("first_step", 0) >= 2 for event in events(record.id)))
+            await reached(
+                tuning, record.id, lambda: any(event.data.get("first_step", 0) >= 2 for event in events(record.id))
+            )
             assert tuning.jobs.get(record.id).num_restarts == 0, "a stop in order does not count"
             assert (await tuning.cancel_job(record.id)).status == "cancelled"
             assert not trainers()
@@ -92,7 +94,7 @@ def test_trainer_ends_with_a_server_that_is_killed_and_its_job_goes_on(lab: Lab)
         await until(lambda: not is_trainer(int(trainer)), timeout_s=10)
         async with lab.running() as (tuning, _):
             assert tuning.jobs.get(job_id).num_restarts == 1
-            await until(lambda: tuning.jobs.get(job_id).status == "running")
+            await reached(tuning, job_id, lambda: tuning.jobs.get(job_id).status == "running")
             await tuning.cancel_job(job_id)
 
     run(scenario())
@@ -170,7 +172,7 @@ def test_process_that_dies_fails_its_job_and_the_next_one_runs(lab: Lab) -> None
             assert failed.error is not None
             assert failed.error.code == "training_process_failed"
             assert "SIGKILL" in failed.error.message
-            await until(lambda: tuning.jobs.get(following.id).status == "running")
+            await reached(tuning, following.id, lambda: tuning.jobs.get(following.id).status == "running")
             await tuning.cancel_job(following.id)
 
     run(scenario())

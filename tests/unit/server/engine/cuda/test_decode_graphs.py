@@ -48,7 +48,7 @@ def sequence(model: Any, cache: PagedKVCache, tokens: list[int], *sets: FoldedSe
 
 @pytest.fixture
 def packed(tiny_model: Any) -> PackedModel:
-    return PackedModel(copy.deepcopy(tiny_model("llama")), 64, TritonKernels)
+    return PackedModel(copy.deepcopy(tiny_model("llama", num_hidden_layers=2)), 64, TritonKernels)
 
 
 def decode(model: Any, sequences: list[Sequence], planner: EditPlanner) -> tuple[Batch, Tensor]:
@@ -67,7 +67,8 @@ def test_buckets_cover_every_batch_size() -> None:
 def test_replayed_steps_equal_plain_ones(packed: PackedModel, tiny_model: Any, make_set: Any) -> None:
     graphs = FakeGraphs()
     graphed = GraphedModel(packed, max_num_seqs=4, max_model_len=64, capture=graphs)
-    folded = [make_set(tiny_model("llama"), {"positions": "all", "layer": i}, seed=i).fold() for i in (0, 2)]
+    model = tiny_model("llama", num_hidden_layers=2)
+    folded = [make_set(model, {"positions": "all", "layer": i}, seed=i).fold() for i in (0, 1)]
     prompts = [([5, 6, 7], ()), ([9], (folded[0],)), ([1, 2], (folded[1], folded[0]))]
     cache = PagedKVCache(packed.kv_layout, budget_bytes=1 << 20, max_tokens=64)
     planner = EditPlanner.for_layout(packed.kv_layout)
