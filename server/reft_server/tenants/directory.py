@@ -283,15 +283,20 @@ class TenantDirectory:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction for what neither the snapshot nor the audit log holds.
+    def writing(self, *, is_in_snapshot: bool = False) -> Iterator[Connection]:
+        """A transaction for what the audit log does not hold; others notice it where it `is_in_snapshot`.
 
         Raises:
             StoreError: the database can't be used; nothing was changed.
         """
         self.open()
-        with self._lock, database_errors(), self._engine.begin() as connection:
-            yield connection
+        with self._lock:
+            with database_errors(), self._engine.begin() as connection:
+                if is_in_snapshot:
+                    connection.execute(update(REVISION).values(revision=REVISION.c.revision + 1))
+                yield connection
+            if is_in_snapshot:
+                self.refresh()
 
     @contextmanager
     def change(self, action: str, tenant: str, target: str, /, **details: object) -> Iterator[Connection]:

@@ -109,11 +109,18 @@ class Namespaces:
         """Purge everything in a tenant's namespace. Raises as `InterventionStore.purge` does."""
         own = self._store.namespace(tenant)
         names = {stored.name for stored in (*own.list(), *own.deleted())}
-        return tuple(stored for name in sorted(names) for stored in self.purge(name, None, tenant))
+        return tuple(stored for name in sorted(names) for stored in self._purge(own, name, None, tenant))
 
     def purge(self, name: str, version: int | str | None, tenant: str) -> tuple[StoredVersion, ...]:
         """Delete what lives, so that it can't be restored, and end what was deleted. Raises as `delete` does."""
         own = self._store.namespace(tenant)
+        purged = self._purge(own, name, version, tenant)
+        self._tidy(own, name, tenant)
+        return purged
+
+    def _purge(
+        self, own: InterventionStore, name: str, version: int | str | None, tenant: str
+    ) -> tuple[StoredVersion, ...]:
         with self._recording("set.purge", tenant, name, version=version):
             purged = own.purge(name, version)
             try:
@@ -122,7 +129,6 @@ class Namespaces:
             except InterventionNotFoundError:
                 if not purged:
                     raise
-        self._tidy(own, name, tenant)
         return purged
 
     def restore(self, name: str, version: int | str | None, tenant: str) -> tuple[StoredVersion, ...]:

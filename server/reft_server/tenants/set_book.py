@@ -183,14 +183,14 @@ class SetBook:
             return {row.version: Origin(row.source, json.loads(row.details), row.key_id) for row in rows}
 
     def forget(self, owner: str, name: str) -> None:
-        """Forget everything about a set of which nothing can be restored any more."""
+        """Forget everything about a set of which nothing can be restored any more; a part of its purge, for the log."""
         with self._directory.reading() as connection:
             is_known = any(
                 connection.execute(select(table.c.name).where(_is_set(table, owner, name)).limit(1)).first()
                 for table in SET_TABLES
             )
         if is_known:
-            with self._directory.change("set.forget", owner, name) as connection:
+            with self._directory.writing(is_in_snapshot=True) as connection:
                 for table in SET_TABLES:
                     connection.execute(delete(table).where(_is_set(table, owner, name)))
 
