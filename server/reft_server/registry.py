@@ -26,7 +26,6 @@ from .engine.pool import InterventionPool, PoolStats
 from .engine.types import Engine, SelfTestReport
 from .metrics import ResidentInterventions
 from .tenants import SHARED, TenantDirectory
-from .tenants.directory import REFRESH_S
 from .tenants.model import label_of
 from .tenants.namespaces import Namespaces
 from .tenants.set_book import Origin
@@ -123,6 +122,8 @@ class Registry:
     ) -> None:
         self._store = store
         self._namespaces = Namespaces(store, directory)
+        if directory is not None:
+            directory.read_first(store.refresh)
         self._pool = pool
         self._device_pool = device_pool
         self._engine = engine
@@ -315,16 +316,6 @@ class Registry:
     def notes(self, stored: StoredVersion) -> SetNotes:
         """Description, labels and aliases of a set."""
         return self._namespaces.notes(stored)
-
-    async def watch(self) -> None:
-        """Look, for ever, for what other servers have stored and deleted. Meanwhile what is known stays in use."""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                if await asyncio.to_thread(self._store.refresh):
-                    logger.info("store_refreshed")
-            except StoreError as error:
-                logger.error("store_unreadable reason=%s", error.message)
 
     async def purge_expired(self) -> None:
         """End, for ever and again, the deleted versions whose retention time is over."""

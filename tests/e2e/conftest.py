@@ -59,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with (folder / "server.log").open("w+") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         try:
-            yield Server(_wait_for_url(process, log), process, folder / "store")
+            yield Server(wait_for_url(process, log), process, folder / "store")
         finally:
             process.terminate()
             try:
@@ -70,7 +70,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert status == 0, "SIGTERM drains the server and ends it well, in time"
 
 
-def _wait_for_url(process: subprocess.Popen[str], log: IO[str]) -> str:
+def wait_for_url(process: subprocess.Popen[str], log: IO[str]) -> str:
+    """Where a server that was just started listens, once it does."""
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:

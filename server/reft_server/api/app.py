@@ -171,7 +171,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     context: ApiContext = app.state.context
     await asyncio.to_thread(context.directory.open)
     registry, directory = context.registry, context.directory
-    watchers = [asyncio.create_task(watch()) for watch in (directory.watch, registry.watch, registry.purge_expired)]
+    watchers = [asyncio.create_task(watch()) for watch in (directory.watch, registry.purge_expired)]
     context.engine.start()
     if context.tuning is not None:
         await context.tuning.start()

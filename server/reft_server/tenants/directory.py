@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +56,7 @@ class TenantDirectory:
         self.defaults = defaults or TenantLimits()
         self._lock = threading.RLock()
         self._is_open = False
+        self._read_versions: Callable[[], object] = _read_nothing
         self.snapshot: Snapshot = EMPTY
 
     @classmethod
@@ -98,12 +99,22 @@ class TenantDirectory:
         Raises:
             StoreError: the database can't be read.
         """
-        with self._lock, reading(self._engine) as connection:
-            revision = connection.execute(select(REVISION.c.revision)).scalar_one()
-            if revision == self.snapshot.revision:
+        with self._lock:
+            with reading(self._engine) as connection:
+                revision = connection.execute(select(REVISION.c.revision)).scalar_one()
+                newer = None if revision == self.snapshot.revision else read_snapshot(connection)
+            self._read_versions()
+            if newer is None:
                 return False
-            self.snapshot = read_snapshot(connection)
+            self.snapshot = newer
         return True
+
+    def read_first(self, read_versions: Callable[[], object]) -> None:
+        """Have the store look for versions of other servers whenever this looks, and before a newer snapshot is used.
+
+        Otherwise an alias or a route could name a version that this server does not know yet.
+        """
+        self._read_versions = read_versions
 
     def limits_of(self, tenant: str) -> TenantLimits:
         """What a tenant may use now: its own limits, and the defaults where it has none; None = no limit."""
@@ -349,6 +360,10 @@ class TenantDirectory:
         self.open()
         with self._lock, reading(self._engine) as connection:
             return audit.read(connection, query)
+
+
+def _read_nothing() -> None:
+    """There is no store whose versions change elsewhere."""
 
 
 def check_tenant_name(name: str) -> str:

@@ -199,6 +199,15 @@ def test_another_process_sees_changes_at_its_next_look(database_url: str) -> Non
     directory.close()
 
 
+def test_versions_are_read_before_the_snapshot_that_may_name_them(directory: TenantDirectory) -> None:
+    seen: list[bool] = []
+    directory.read_first(lambda: seen.append("bank" in directory.snapshot.tenants))
+    directory.create_tenant("bank")
+    assert seen == [False]
+    assert not directory.refresh()
+    assert seen == [False, True]
+
+
 def test_snapshot_is_of_one_moment_while_others_write(database_url: str) -> None:
     directory, other = (TenantDirectory.of_store(Path("unused"), database_url=database_url) for _ in range(2))
     directory.open()
