@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import DDL, BigInteger, Column, Float, Integer, String, Table, Text, event
+from sqlalchemy import BigInteger, Column, Connection, Float, Integer, String, Table, Text, event, insert
 
 from reft_server.tenants.schema import METADATA
 
@@ -29,4 +29,10 @@ VERSIONS_REVISION = Table(
     Column("id", Integer, primary_key=True),
     Column("revision", BigInteger, nullable=False),
 )
-event.listen(VERSIONS_REVISION, "after_create", DDL("INSERT INTO versions_revision (id, revision) VALUES (1, 1)"))
+
+
+def _insert_first(_table: Table, connection: Connection, **_options: object) -> None:
+    connection.execute(insert(VERSIONS_REVISION).values(id=1, revision=1))
+
+
+event.listen(VERSIONS_REVISION, "after_create", _insert_first)  # as the migration does
