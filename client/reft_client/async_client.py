@@ -11,6 +11,7 @@ from typing import Literal, Unpack, overload
 import httpx
 
 from . import calls
+from .admin import AsyncAdmin
 from .calls import Progress
 from .connection import Connection
 from .options import ChatOptions, CompletionOptions, Messages, Prompt
@@ -23,6 +24,9 @@ from .types import (
     CompletionChunk,
     CompletionResponse,
     DeleteResponse,
+    Grant,
+    GrantDeleted,
+    GrantList,
     HealthStatus,
     InterventionInfo,
     InterventionList,
@@ -64,6 +68,18 @@ class AsyncInterventions:
         """Delete one version; None = all of them. Requests that run with it finish."""
         return await self._transport.send(calls.delete_intervention(name, version))
 
+    async def grants(self, name: str) -> GrantList:
+        """See `Interventions.grants`."""
+        return await self._transport.send(calls.list_grants(name))
+
+    async def grant(self, name: str, tenant: str) -> Grant:
+        """See `Interventions.grant`."""
+        return await self._transport.send(calls.create_grant(name, tenant))
+
+    async def withdraw(self, name: str, tenant: str) -> GrantDeleted:
+        """See `Interventions.withdraw`."""
+        return await self._transport.send(calls.delete_grant(name, tenant))
+
     async def download(
         self,
         name: str,
@@ -96,6 +112,7 @@ class AsyncReftClient:
         self._transport = AsyncTransport(connection, retry or RetryPolicy(), transport, sleep)
         self.interventions = AsyncInterventions(self._transport)
         self.routes = AsyncRoutes(self._transport)
+        self.admin = AsyncAdmin(self._transport)
 
     @property
     def base_url(self) -> str:

@@ -24,6 +24,9 @@ from .types import (
     CompletionRequest,
     CompletionResponse,
     DeleteResponse,
+    Grant,
+    GrantDeleted,
+    GrantList,
     HealthStatus,
     InterventionInfo,
     InterventionList,
@@ -230,6 +233,25 @@ def get_intervention(name: str, version: int | str | None) -> Call[InterventionI
     """`GET /v1/interventions/{name}`."""
     path, params = _target(name, version)
     return Call("GET", path, InterventionInfo, params=params, is_idempotent=True)
+
+
+def list_grants(name: str) -> Call[GrantList]:
+    """`GET /v1/interventions/{name}/grants`."""
+    return Call("GET", f"/v1/interventions/{quote(name, safe='')}/grants", GrantList, is_idempotent=True)
+
+
+def create_grant(name: str, tenant: str) -> Call[Grant]:
+    """`PUT /v1/interventions/{name}/grants/{tenant}`."""
+    return Call("PUT", _grant_path(name, tenant), Grant, is_idempotent=True)
+
+
+def delete_grant(name: str, tenant: str) -> Call[GrantDeleted]:
+    """`DELETE /v1/interventions/{name}/grants/{tenant}`."""
+    return Call("DELETE", _grant_path(name, tenant), GrantDeleted, is_idempotent=True)
+
+
+def _grant_path(name: str, tenant: str) -> str:
+    return f"/v1/interventions/{quote(name, safe='')}/grants/{quote(tenant, safe='')}"
 
 
 def list_versions(name: str) -> Call[VersionList]:

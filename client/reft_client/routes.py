@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
-
 from .calls import Call
-from .errors import InvalidArgumentError
+from .request_body import request_body
 from .transports import AsyncTransport, Transport
 from .types import (
     RouteDefinition,
@@ -125,11 +123,7 @@ def _set_route(
         "shadow": shadow,
         "description": description,
     }
-    try:
-        definition = RouteDefinition.model_validate(fields)
-    except ValidationError as error:
-        raise _invalid(error) from error
-    return Call("PUT", _path(task), RouteInfo, body=_encode(definition))
+    return Call("PUT", _path(task), RouteInfo, body=request_body(RouteDefinition, fields))
 
 
 def _list_revisions(task: str) -> Call[RouteRevisionList]:
@@ -137,10 +131,7 @@ def _list_revisions(task: str) -> Call[RouteRevisionList]:
 
 
 def _roll_back(task: str, revision: int | None) -> Call[RouteInfo]:
-    try:
-        body = _encode(RouteRollback(revision=revision))
-    except ValidationError as error:
-        raise _invalid(error) from error
+    body = request_body(RouteRollback, {"revision": revision})
     return Call("POST", f"{_path(task)}/rollback", RouteInfo, body=body)
 
 
@@ -150,14 +141,3 @@ def _delete_route(task: str) -> Call[RouteDeleted]:
 
 def _path(task: str) -> str:
     return f"/v1/routes/{quote(task, safe='')}"
-
-
-def _encode(body: BaseModel) -> bytes:
-    return body.model_dump_json(exclude_unset=True).encode()
-
-
-def _invalid(error: ValidationError) -> InvalidArgumentError:
-    detail = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
-    return InvalidArgumentError(f"{where}: {message}" if where else message)

@@ -11,6 +11,7 @@ from typing import Literal, Unpack, overload
 import httpx
 
 from . import calls
+from .admin import Admin
 from .calls import Progress
 from .connection import Connection
 from .options import ChatOptions, CompletionOptions, Messages, Prompt
@@ -23,6 +24,9 @@ from .types import (
     CompletionChunk,
     CompletionResponse,
     DeleteResponse,
+    Grant,
+    GrantDeleted,
+    GrantList,
     HealthStatus,
     InterventionInfo,
     InterventionList,
@@ -73,6 +77,18 @@ class Interventions:
         """Delete one version; None = all of them. Requests that run with it finish."""
         return self._transport.send(calls.delete_intervention(name, version))
 
+    def grants(self, name: str) -> GrantList:
+        """The tenants that may use a set of the caller's."""
+        return self._transport.send(calls.list_grants(name))
+
+    def grant(self, name: str, tenant: str) -> Grant:
+        """Let another tenant use all versions of a set, under `<owner>/<name>`."""
+        return self._transport.send(calls.create_grant(name, tenant))
+
+    def withdraw(self, name: str, tenant: str) -> GrantDeleted:
+        """Take a grant back; one that was not there is no error."""
+        return self._transport.send(calls.delete_grant(name, tenant))
+
     def download(
         self,
         name: str,
@@ -114,6 +130,7 @@ class ReftClient:
         self._transport = Transport(connection, retry or RetryPolicy(), transport, sleep)
         self.interventions = Interventions(self._transport)
         self.routes = Routes(self._transport)
+        self.admin = Admin(self._transport)
 
     @property
     def base_url(self) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 from ..bench.arguments import bench_options
 from ..connection import DEFAULT_URL
 from . import generation, resources
+from .admin import add_admin
+from .grants import add_grants
 from .plugins import add_plugins
 from .reference import OfIntervention, parse_reference, parse_subspaces
 from .routes import add_routes
@@ -118,6 +120,7 @@ examples:
     _add_generation(commands)
     _add_interventions(commands)
     add_routes(commands, _add)
+    add_admin(commands, _add)
     _add(commands, "models", "list the models that a request may name", resources.models, "reft models --json")
     add_plugins(commands)
     _add_bench(commands)
@@ -216,6 +219,7 @@ def _add_interventions(commands: Any) -> None:
     download.add_argument("name", metavar="NAME[@VERSION]")
     download.add_argument("-o", "--output", type=Path, metavar="FILE", help="(default: NAME.safetensors)")
     download.add_argument("--force", action="store_true", help="replace an existing file")
+    add_grants(sub, _add)
 
 
 def _add_bench(commands: Any) -> None:

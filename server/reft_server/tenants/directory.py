@@ -179,19 +179,19 @@ class TenantDirectory:
         logger.info("tenant_closed tenant=%s", name)
 
     def delete_tenant(self, name: str) -> None:
-        """Forget a tenant and everything that the database holds of it, but for the audit log.
+        """Forget a tenant that was closed, and everything that the database holds of it, but for the audit log.
 
         Raises:
-            InvalidRequestError: it is the operator's own.
             TenantNotFoundError: there is none with this name.
         """
-        self.close_tenant(name)
         with self.change("tenant.delete", name, name) as connection:
             for table in reversed(METADATA.sorted_tables):
                 owners = [] if table is AUDIT_LOG else [table.c[key] for key in _OWNER_COLUMNS if key in table.c]
                 for column in owners:
                     connection.execute(delete(table).where(column == name))
-            connection.execute(delete(TENANTS).where(TENANTS.c.name == name))
+            is_tenant = (TENANTS.c.name == name) & (TENANTS.c.name != SHARED)
+            if not connection.execute(delete(TENANTS).where(is_tenant)).rowcount:
+                raise _no_tenant(name)
         logger.info("tenant_deleted tenant=%s", name)
 
     def create_key(

@@ -14,6 +14,8 @@ from reft_client import AsyncReftClient, ReftClient, RetryPolicy
 from reft_client.cli import main
 from tests.unit.client.fakes import Run, Server
 
+_WRAPPED = frozenset(f"reft_client.{name}" for name in ("admin", "async_client", "routes", "transports"))
+
 
 class Blocking:
     """An async object with every coroutine run to its end."""
@@ -29,7 +31,7 @@ class Blocking:
         return self._wrap(value)
 
     def _wrap(self, value: Any) -> Any:
-        is_ours = type(value).__module__ in ("reft_client.async_client", "reft_client.routes", "reft_client.transports")
+        is_ours = type(value).__module__ in _WRAPPED
         return Blocking(value, self._runner) if is_ours else value
 
     def __iter__(self) -> Blocking:

@@ -11,6 +11,7 @@ import pytest
 
 import reft_client
 from reft_client import AsyncReftClient, ReftClient
+from reft_client.admin import Admin, AsyncAdmin
 from reft_client.async_client import AsyncInterventions
 from reft_client.routes import AsyncRoutes, Routes
 from reft_client.sync_client import Interventions
@@ -202,7 +203,7 @@ def test_timeouts_are_always_set(make_client: MakeClient) -> None:
 
 @pytest.mark.parametrize(
     ("sync", "other"),
-    [(ReftClient, AsyncReftClient), (Interventions, AsyncInterventions), (Routes, AsyncRoutes)],
+    [(ReftClient, AsyncReftClient), (Interventions, AsyncInterventions), (Routes, AsyncRoutes), (Admin, AsyncAdmin)],
 )
 def test_clients_have_the_same_face(sync: type, other: type) -> None:
     def face(owner: type) -> dict[str, list[tuple[str, object]]]:
