@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Connection, Float, Integer, String, Table, Text, event, insert
 
-from reft_server.tenants.schema import METADATA
+from reft_server.tenants.schema import METADATA, OUTLIVES_TENANT
 
 # No row is ever deleted: numbers are not used again. `revision` is the store's when the row was last written, so that
 # servers read only what they have not seen. The other columns are those of `StoredVersion`.
@@ -21,6 +21,7 @@ VERSIONS = Table(
     Column("deleted_at", Float),
     Column("purged_at", Float),
     Column("revision", BigInteger, nullable=False, index=True),
+    info={OUTLIVES_TENANT: True},
 )
 # One row. A writer adds 1 first, which also puts writers in a queue: revisions become visible in their order.
 VERSIONS_REVISION = Table(

@@ -24,7 +24,7 @@ from . import audit
 from .database import database_errors, engine_of_url, make_tables, memory_engine, reading, sqlite_engine
 from .keys import NewKey, new_key
 from .model import SHARED, SHARED_NAME, ApiKey, Scope, Tenant, TenantLimits, wire_name
-from .schema import API_KEYS, AUDIT_LOG, GRANTS, METADATA, REVISION, TENANTS
+from .schema import API_KEYS, GRANTS, METADATA, OUTLIVES_TENANT, REVISION, TENANTS
 from .snapshot import EMPTY, Snapshot, read_snapshot
 
 logger = logging.getLogger(__name__)
@@ -179,16 +179,16 @@ class TenantDirectory:
         logger.info("tenant_closed tenant=%s", name)
 
     def delete_tenant(self, name: str) -> None:
-        """Forget a tenant that was closed, and everything that the database holds of it, but for the audit log.
+        """Forget a tenant that was closed, and what the database holds of it, but for the audit log.
 
         Raises:
             TenantNotFoundError: there is none with this name.
         """
         with self.change("tenant.delete", name, name) as connection:
             for table in reversed(METADATA.sorted_tables):
-                owners = [] if table is AUDIT_LOG else [table.c[key] for key in _OWNER_COLUMNS if key in table.c]
-                for column in owners:
-                    connection.execute(delete(table).where(column == name))
+                for column in (table.c[key] for key in _OWNER_COLUMNS if key in table.c):
+                    if OUTLIVES_TENANT not in table.info:
+                        connection.execute(delete(table).where(column == name))
             is_tenant = (TENANTS.c.name == name) & (TENANTS.c.name != SHARED)
             if not connection.execute(delete(TENANTS).where(is_tenant)).rowcount:
                 raise _no_tenant(name)

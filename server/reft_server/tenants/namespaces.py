@@ -143,6 +143,9 @@ class Namespaces:
     def purge_expired(self) -> tuple[StoredVersion, ...]:
         """End the deleted versions of all tenants whose retention time is over."""
         purged = self._store.purge_expired()
+        for stored in purged:
+            with self._recording("set.expire", stored.tenant, stored.name, version=stored.version):
+                pass  # nobody's decision: the entry of the delete said what would happen
         for tenant, name in dict.fromkeys((stored.tenant, stored.name) for stored in purged):
             self._tidy(self._store.namespace(tenant), name, tenant)
         return purged

@@ -9,6 +9,8 @@ from sqlalchemy import BigInteger, Column, Float, ForeignKey, Integer, LargeBina
 from .model import TenantLimits
 
 METADATA = MetaData()
+OUTLIVES_TENANT = "outlives_tenant"
+"""Marks a table whose rows stay when the tenant that their column `tenant` or `owner` names is deleted."""
 
 TENANTS = Table(
     "tenants",
@@ -72,6 +74,7 @@ AUDIT_LOG = Table(
     Column("target", String(256), nullable=False),
     Column("details", Text, nullable=False),
     sqlite_autoincrement=True,  # a number is never used twice
+    info={OUTLIVES_TENANT: True},
 )
 # One row. Every write adds 1 first, which also puts writers in a queue; readers look at nothing else until it changes.
 REVISION = Table(
