@@ -31,7 +31,9 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        return " ".join([super().formatMessage(record), *(f"{key}={value}" for key, value in _fields(record).items())])
+        line = " ".join([super().formatMessage(record), *(f"{key}={value}" for key, value in _fields(record).items())])
+        # A file's name may hold a line end: nothing that is logged forges another record, or steers a terminal.
+        return line if line.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
     def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802
         return describe_exception(ei[1])

@@ -142,3 +142,20 @@ def test_records_of_libraries_come_from_warning_on(
     logging.getLogger("a.library").log(level, "says %s", "this")
     shown = [event["message"] for event in events(capsys.readouterr().err)]
     assert shown == (["says this"] if level == logging.WARNING else [])
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_one_record_is_one_line_whatever_it_holds(
+    capsys: pytest.CaptureFixture[str], restored_logging: None, log_format: LogFormat
+) -> None:
+    configure_logging("info", log_format)
+    forged = "x.safetensors\n2026-11-21 00:00:00,000 ERROR forged \x1b[31m\u2028\u202e"
+    logging.getLogger("reft_server.registry").warning("preload_skipped file=%s", forged)
+    logging.getLogger("reft_server.x").info("event", extra={"fields": {"key": forged}})
+    lines = capsys.readouterr().err.split("\n")
+    assert len(lines) == 3
+    if log_format == "text":
+        assert all(line.isprintable() for line in lines)
+        assert "x.safetensors\\n2026" in lines[0]
+    else:
+        assert json.loads(lines[0])["message"] == f"preload_skipped file={forged}"
