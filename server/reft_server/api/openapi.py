@@ -10,10 +10,18 @@ from reft_client.types import ErrorResponse
 
 ERROR: dict[str, Any] = {"model": ErrorResponse}
 
+_ANSWER_HEADERS: dict[str, Any] = {
+    name: {"schema": {"type": "string"}, "required": False, "description": description}
+    for name, description in (
+        ("x-reft-intervention", "`name@version` of each set that answered, in order; none = the base model."),
+        ("x-reft-content-hash", "The hash of each set's file."),
+        ("x-reft-route", "`task@revision` of the route that chose them."),
+    )
+}
 GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "headers": _ANSWER_HEADERS},
     400: {**ERROR, "description": "A field is wrong or not served; `param` names it."},
-    404: {**ERROR, "description": "No such model or intervention."},
+    404: {**ERROR, "description": "No such model, intervention or task."},
     413: {**ERROR, "description": "The body is too large."},
     429: {**ERROR, "description": "Too many requests wait already; see `Retry-After`."},
     503: {**ERROR, "description": "The engine is starting or restarting; see `Retry-After`."},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,9 +13,9 @@ from reft_server.tenants.model import wire_name
 
 from .context import ApiContext
 from .disconnect import run_until_disconnect
-from .generation import Answer, generate
+from .generation import Answer, Delta, generate
 from .output import Output
-from .shadow import shadowed
+from .shadow import ShadowRun
 from .sse import EventStreamResponse
 from .translation import GenerationPlan
 
@@ -28,11 +29,14 @@ async def respond(
         ReftError: a request was refused or failed.
         ClientDisconnect: the client went away; everything was cancelled.
     """
+    deltas, headers, background = generate(context, plan), answer_headers(plan), None
+    if plan.shadow is not None:
+        shadow = ShadowRun(context, plan, plan.shadow)
+        deltas, background = shadow.listen(deltas), BackgroundTask(shadow.start)
     if stream:
-        events = _events(context, plan, output, includes_usage=includes_usage)
-        return EventStreamResponse(events, answer_headers(plan))
-    body = await run_until_disconnect(_collect(context, plan, output), request.receive)
-    return Response(body, media_type="application/json", headers=answer_headers(plan))
+        return EventStreamResponse(_events(deltas, output, includes_usage=includes_usage), headers, background)
+    body = await run_until_disconnect(_collect(deltas, plan, output), request.receive)
+    return Response(body, media_type="application/json", headers=headers, background=background)
 
 
 def answer_headers(plan: GenerationPlan) -> dict[str, str]:
@@ -53,9 +57,9 @@ def answer_headers(plan: GenerationPlan) -> dict[str, str]:
 
 
 async def _events(
-    context: ApiContext, plan: GenerationPlan, output: Output, *, includes_usage: bool
+    deltas: AsyncGenerator[Delta, None], output: Output, *, includes_usage: bool
 ) -> AsyncGenerator[str, None]:
-    async with contextlib.aclosing(shadowed(context, plan, generate(context, plan))) as deltas:
+    async with contextlib.aclosing(deltas):
         async for delta in deltas:
             event = output.chunk(delta)
             if event is not None:
@@ -64,9 +68,9 @@ async def _events(
         yield output.usage_chunk()
 
 
-async def _collect(context: ApiContext, plan: GenerationPlan, output: Output) -> str:
+async def _collect(deltas: AsyncGenerator[Delta, None], plan: GenerationPlan, output: Output) -> str:
     answers = [Answer() for _ in plan.requests]
-    async with contextlib.aclosing(shadowed(context, plan, generate(context, plan))) as deltas:
+    async with contextlib.aclosing(deltas):
         async for delta in deltas:
             answers[delta.index].add(delta)
     return output.response(answers)

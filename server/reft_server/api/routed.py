@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Header
 
 from reft_client.types import AppliedIntervention, AppliedRoute, InterventionRef, SamplingFields
 from reft_interventions.errors import InterventionNotFoundError
@@ -19,8 +21,6 @@ from reft_server.tenants.model import SHARED_NAME, label_of, tenant_of_wire_name
 from .applied import apply_interventions
 from .context import ApiContext
 
-TASK_HEADER = "x-reft-task"
-ROUTING_KEY_HEADER = "x-reft-routing-key"
 _NUM_ATTEMPTS = 4
 
 Body = TypeVar("Body", bound=SamplingFields)
@@ -56,20 +56,40 @@ def route_label(route: AppliedRoute) -> str:
     return label_of(tenant_of_wire_name(route.tenant), route.task)
 
 
-def with_routing_headers(body: Body, headers: Mapping[str, str]) -> Body:
-    """The body, with `task` and `routing_key` from the headers that mean the same.
+@dataclass(frozen=True)
+class RoutingHeaders:
+    """What proxies and clients that can't change a body say in headers."""
 
-    Raises:
-        InvalidRequestError: body and header contradict each other.
-    """
-    found: dict[str, str] = {}
-    for name, header in (("task", TASK_HEADER), ("routing_key", ROUTING_KEY_HEADER)):
-        value = headers.get(header)
-        if value and getattr(body, name) not in (None, value):
-            raise InvalidRequestError(f"{name} and the header {header} contradict each other: send one", param=name)
-        if value:
-            found[name] = value
-    return body.model_copy(update=found) if found else body
+    task: str | None
+    routing_key: str | None
+
+    def apply(self, body: Body) -> Body:
+        """The body, with the fields that mean the same.
+
+        Raises:
+            InvalidRequestError: body and header contradict each other.
+        """
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        for name, value in found.items():
+            if getattr(body, name) not in (None, value):
+                raise InvalidRequestError(
+                    f"{name} and the header X-Reft-{name.title().replace('_', '-')} contradict each other: send one",
+                    param=name,
+                )
+        return body.model_copy(update=found) if found else body
+
+
+def routing_headers(
+    x_reft_task: Annotated[str | None, Header(min_length=1, max_length=512, description="As `task`.")] = None,
+    x_reft_routing_key: Annotated[
+        str | None, Header(min_length=1, max_length=512, description="As `routing_key`.")
+    ] = None,
+) -> RoutingHeaders:
+    """Read them from a request."""
+    return RoutingHeaders(x_reft_task, x_reft_routing_key)
+
+
+ByHeaders = Annotated[RoutingHeaders, Depends(routing_headers)]
 
 
 async def apply(

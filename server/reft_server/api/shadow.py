@@ -29,27 +29,34 @@ _PRIORITY = 1000  # after everything else of its tenant
 _NUM_HASH_DIGITS = 12
 
 
-def shadowed(
-    context: ApiContext, plan: GenerationPlan, deltas: AsyncGenerator[Delta, None]
-) -> AsyncGenerator[Delta, None]:
-    """The pieces of an answer as they come; after the last one the shadow of the plan starts, where it has one."""
-    return deltas if plan.shadow is None else _watched(context, plan, plan.shadow, deltas)
+class ShadowRun:
+    """The shadow of one request: it hears the answer, and is started when that has been sent."""
 
+    def __init__(self, context: ApiContext, plan: GenerationPlan, shadow: Shadow) -> None:
+        self._context = context
+        self._plan = plan
+        self._shadow = shadow
+        self._answer: list[int] = []
+        self._is_complete = False
 
-async def _watched(
-    context: ApiContext, plan: GenerationPlan, shadow: Shadow, deltas: AsyncGenerator[Delta, None]
-) -> AsyncGenerator[Delta, None]:
-    answer: list[int] = []
-    async with contextlib.aclosing(deltas):
-        async for delta in deltas:
-            if delta.index == 0:
-                answer += delta.token_ids
-            yield delta
-    tenant = plan.caller.tenant.name
-    if context.shadows.is_free(tenant) and not context.engine.stats().num_requests_waiting:
-        context.shadows.start(tenant, _run(context, plan, shadow, answer))
-    else:
-        _count(context, plan, "dropped")
+    async def listen(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+        """The same pieces; those of the first choice are kept."""
+        async with contextlib.aclosing(deltas):
+            async for delta in deltas:
+                if delta.index == 0:
+                    self._answer += delta.token_ids
+                yield delta
+        self._is_complete = True
+
+    async def start(self) -> None:
+        """Run beside what comes next, unless the answer failed, others wait or there is no place; returns at once."""
+        if not self._is_complete:
+            return
+        context, tenant = self._context, self._plan.caller.tenant.name
+        if context.shadows.is_free(tenant) and not context.engine.stats().num_requests_waiting:
+            context.shadows.start(tenant, _run(context, self._plan, self._shadow, self._answer))
+        else:
+            _count(context, self._plan, "dropped")
 
 
 async def _run(context: ApiContext, plan: GenerationPlan, shadow: Shadow, answer: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping
 from types import MappingProxyType
 
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -31,12 +32,19 @@ class EventStreamResponse(Response):
     Args:
         events: JSON texts; closed (`aclose`) however the response ends.
         headers: of the response, besides those of every stream.
+        background: runs once the whole stream has been sent, if the client is still there.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str, None], headers: Mapping[str, str] = MappingProxyType({})) -> None:
-        super().__init__(headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+    def __init__(
+        self,
+        events: AsyncGenerator[str, None],
+        headers: Mapping[str, str] = MappingProxyType({}),
+        background: BackgroundTask | None = None,
+    ) -> None:
+        own = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(headers={**headers, **own}, background=background)
         del self.headers["content-length"]
         self._events = events
 
@@ -49,6 +57,8 @@ class EventStreamResponse(Response):
         """
         async with contextlib.aclosing(self._events):
             await run_until_disconnect(self._send_events(scope, send), receive)
+        if self.background is not None:
+            await self.background()
 
     async def _send_events(self, scope: Scope, send: Send) -> None:
         first = await anext(self._events)

@@ -286,6 +286,30 @@ def test_list_holds_nothing_of_anothers(world: World) -> None:
         assert not any(one in answer.text for one in (SECRET, FILE, JOB)), route
 
 
+def test_anothers_task_answers_as_if_it_did_not_exist(world: World) -> None:
+    headers = world.key("thief", "infer", "upload")
+    body = {"prompt": "a", "max_tokens": 1}
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        asked = {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else body
+        theirs, nothing = (
+            world.client.post(path, json=asked | {"task": task}, headers=headers) for task in (SECRET, ABSENT)
+        )
+        assert theirs.status_code == 404
+        assert _without_names(theirs) == _without_names(nothing)
+
+
+def test_route_opens_a_granted_set_for_as_long_as_the_grant_lasts(world: World) -> None:
+    owner, friend = world.key("victim", "upload"), world.key("friend", "infer", "upload")
+    route = {"targets": [{"intervention": f"victim/{SECRET}"}], "shadow": {"intervention": f"victim/{SECRET}"}}
+    assert world.client.put("/v1/routes/mine", json=route, headers=friend).status_code == 200
+    ask = {"json": {"prompt": "a", "max_tokens": 1, "task": "mine"}, "headers": friend}
+    assert world.client.post("/v1/completions", **ask).headers["x-reft-intervention"] == f"victim/{SECRET}@1"
+    world.client.delete(f"/v1/interventions/{SECRET}/grants/friend", headers=owner)
+    answer = world.client.post("/v1/completions", **ask)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "task")
+    assert not any(name.startswith("x-reft") for name in answer.headers)
+
+
 def test_same_name_is_another_set_in_each_namespace(world: World, engine: FakeEngine) -> None:
     headers = world.key("thief", "infer", "upload")
     sent = world.client.post(f"/v1/interventions?name={SECRET}", content=dumps(make_set(2)), headers=headers).json()

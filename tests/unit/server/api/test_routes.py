@@ -363,5 +363,35 @@ def test_no_shadow_runs_where_they_are_switched_off(make_client: MakeClient, idl
 
 def test_headers_leave_a_body_that_says_the_same_alone() -> None:
     body = CompletionRequest.model_validate(TASK)
-    assert routed.with_routing_headers(body, {"x-reft-task": "support"}).task == "support"
-    assert routed.with_routing_headers(body, {}) is body
+    assert routed.RoutingHeaders("support", None).apply(body).task == "support"
+    assert routed.RoutingHeaders(None, None).apply(body) is body
+
+
+def test_route_to_an_alias_follows_it(client: TestClient) -> None:
+    client.post("/v1/interventions?name=one", content=dumps(make_set(9)))
+    assert client.put("/v1/interventions/one/aliases/prod", json={"version": 1}).status_code == 200
+    put(client, "support", "one@prod")
+    assert ask(client).headers["x-reft-intervention"] == "one@1"
+    assert client.put("/v1/interventions/one/aliases/prod", json={"version": 2}).status_code == 200
+    assert ask(client).headers["x-reft-intervention"] == "one@2"
+    refused = client.put("/v1/routes/support", json={"targets": [{"intervention": "one@stable"}]})
+    assert error_of(refused) == (404, "intervention_not_found", "targets[0].intervention")
+
+
+def test_route_labels_of_metrics_are_bounded(make_client: MakeClient) -> None:
+    client = make_client(max_intervention_labels=2)
+    for number in range(5):
+        put(client, f"task-{number}", None)
+        ask(client, task=f"task-{number}")
+    text = client.get("/metrics").text
+    labels = [line.split('"')[1] for line in text.splitlines() if line.startswith("reft:route_requests_total{")]
+    assert labels == ["task-0", "task-1", "other"]
+
+
+def test_shadow_runs_for_no_answer_that_was_not_given(client: TestClient, idle: FakeEngine) -> None:
+    put(client, "support", "one", shadow={"intervention": "two"})
+    idle.fail, idle.fail_after = EngineStepError("broken"), 2
+    assert ask(client).status_code == 500
+    assert "error" in client.post("/v1/completions", json=TASK | {"stream": True}).text
+    after_shadows(client)
+    assert len(idle.submitted) == 2
