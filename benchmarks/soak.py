@@ -81,7 +81,7 @@ async def read_metrics(client: httpx.AsyncClient) -> dict[str, float]:
 
 
 class Sampler:
-    """The server's memory, open files and load, every `interval_s` seconds."""
+    """The server's memory, open files, tasks and load, every `interval_s` seconds."""
 
     def __init__(self, client: httpx.AsyncClient, pid: int, interval_s: float) -> None:
         self.series: list[dict[str, float]] = []
@@ -91,18 +91,23 @@ class Sampler:
 
     async def run(self) -> None:
         while True:
-            metrics = await read_metrics(self._client)
-            pages = int((self._process / "statm").read_text().split()[1])
-            self.series.append(
-                {
-                    "time_s": round(time.monotonic() - self._started),
-                    "rss_mib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1),
-                    "num_open_files": len(list((self._process / "fd").iterdir())),
-                    **{name: metrics[f"num_requests_{name}"] for name in ("running", "waiting")},
-                    "kv_cache_usage_perc": round(metrics["kv_cache_usage_perc"], 3),
-                }
-            )
+            await self.sample()
             await asyncio.sleep(self._interval_s)
+
+    async def sample(self) -> None:
+        """Add one point to the series."""
+        metrics = await read_metrics(self._client)
+        pages = int((self._process / "statm").read_text().split()[1])
+        self.series.append(
+            {
+                "time_s": round(time.monotonic() - self._started),
+                "rss_mib": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1),
+                "num_open_files": len(list((self._process / "fd").iterdir())),
+                "num_tasks": metrics["event_loop_tasks"],
+                **{name: metrics[f"num_requests_{name}"] for name in ("running", "waiting")},
+                "kv_cache_usage_perc": round(metrics["kv_cache_usage_perc"], 3),
+            }
+        )
 
     def growth(self, key: str) -> float:
         """The last quarter's median over the second quarter's, less 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -168,6 +169,13 @@ class _TopCounter:
                     self._counter.remove(*values)
 
 
+def _num_tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # rendered outside of the event loop
+        return 0
+
+
 class _LiveCollector(Collector):
     """Values that live elsewhere, read when Prometheus asks."""
 
@@ -192,6 +200,7 @@ class _LiveCollector(Collector):
             ("num_requests_waiting", "Requests in the queue.", stats.num_requests_waiting),
             ("kv_cache_usage_perc", "Part of the KV cache in use, 0 to 1.", stats.kv_cache_usage),
             ("prefix_cache_bytes", "Memory of the prefix cache.", stats.prefix_cache_bytes),
+            ("event_loop_tasks", "Asyncio tasks that have not ended.", _num_tasks()),
             ("ready", "1 while the server takes requests, else 0.", self._is_ready()),
             ("intervention_device_sets", "Copies of sets on the device.", device.num_sets),
             ("intervention_device_pinned_sets", "Copies that requests use.", device.num_pinned),

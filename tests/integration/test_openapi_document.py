@@ -37,7 +37,7 @@ from reft_server.fine_tuning.runner import TrainingBase
 from reft_server.fine_tuning.service import FineTuning
 from reft_server.fine_tuning.settings import FineTuningSettings
 from reft_server.registry import Registry
-from reft_server.tenants import SCOPES, TenantDirectory
+from reft_server.tenants import SCOPES, TenantDirectory, TenantLimits
 from tests.fakes.tokenizers import byte_level_tokenizer
 
 NUM_EXAMPLES = int(os.environ.get("REFT_TEST_OPENAPI_EXAMPLES", "20"))
@@ -64,18 +64,25 @@ class World:
     directory: TenantDirectory
     content: bytes
 
-    def keys(self) -> list[str | None]:
-        """Living keys: the operator's, each tenant's, one that only reads, and none at all."""
+    def prepare(self) -> list[str | None]:
+        """Put back what an operation may have taken away. Living keys: of operator and tenants, and no key at all."""
+        for tenant in ("acme", "globex"):
+            if tenant not in self.directory.snapshot.tenants:
+                self.directory.create_tenant(tenant)
+            self.directory.set_limits(tenant, TenantLimits())
         created = [self.directory.create_key(tenant, ("infer", "upload"))[1].text for tenant in ("acme", "globex")]
+        for key in created:
+            headers = {"authorization": f"Bearer {key}"}
+            for name in ("style-2", "style"):
+                response = self.client.post(
+                    "/v1/interventions", params={"name": name}, content=self.content, headers=headers
+                )
+            alias = {"version": response.json()["version"]}
+            self.client.put("/v1/interventions/style/aliases/prod", json=alias, headers=headers)
+            route = {"targets": [{"intervention": "style@prod"}, {"intervention": "style-2"}]}
+            assert self.client.put("/v1/routes/translate", json=route, headers=headers).status_code == 200
         operator = self.directory.create_key("", SCOPES)[1].text
         return [operator, operator, *created, self.directory.create_key("acme", ("infer",))[1].text, None]
-
-    def restock(self, key: str) -> None:
-        """Put the sets back that an operation may have deleted."""
-        for name in ("style", "style-2"):
-            params = {"name": name}
-            headers = {"authorization": f"Bearer {key}"}
-            self.client.post("/v1/interventions", params=params, content=self.content, headers=headers)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +98,6 @@ def world(
     engine = build_engine(copy.deepcopy(model), "tiny", settings)
     directory = TenantDirectory.in_memory()
     directory.open()
-    for tenant in ("acme", "globex"):
-        directory.create_tenant(tenant)
     pool = InterventionPool(1 << 20)
     registry = Registry(InterventionStore(folder / "store"), pool, engine, base, FileLimits(), directory=directory)
     tuning = FineTuning(
@@ -137,9 +142,7 @@ def test_every_operation_keeps_to_the_document(
 
 
 def check_operation(world: World, operation: Any, mode: schemathesis.GenerationMode) -> None:
-    keys = world.keys()
-    world.restock(str(keys[2]))
-    world.restock(str(keys[3]))
+    keys = world.prepare()
 
     @settings(
         max_examples=NUM_EXAMPLES,
