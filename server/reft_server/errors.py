@@ -8,6 +8,7 @@ __all__ = [
     "ApiKeyNotFoundError",
     "AuthenticationError",
     "ConfigurationError",
+    "ContentDigestError",
     "EngineDeadError",
     "EngineOverloadedError",
     "EngineStepError",
@@ -19,6 +20,8 @@ __all__ = [
     "FineTuningQueueFullError",
     "FineTuningUnavailableError",
     "GrammarTooComplexError",
+    "IdempotencyKeyInUseError",
+    "IdempotencyKeyReusedError",
     "InternalServerError",
     "InvalidGrammarError",
     "InvalidRequestError",
@@ -99,6 +102,24 @@ class GrammarTooComplexError(InvalidRequestError):
     """A grammar that is too long, or takes too much to compile or to follow."""
 
     code = "grammar_too_complex"
+
+
+class ContentDigestError(InvalidRequestError):
+    """What arrived is not what the client's checksum says it sent."""
+
+    code = "content_digest_mismatch"
+
+
+class IdempotencyKeyReusedError(ReftError):
+    """Another request was sent with this `Idempotency-Key`."""
+
+    code = "idempotency_key_reused"
+
+
+class IdempotencyKeyInUseError(ReftError):
+    """The request with this `Idempotency-Key` is still being done."""
+
+    code = "idempotency_key_in_use"
 
 
 class PayloadTooLargeError(ReftError):

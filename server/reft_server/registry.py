@@ -24,6 +24,7 @@ from reft_interventions.validation import BaseModelSpec, check_base, validate_fo
 from .engine.device_pool import DevicePool, DevicePoolStats
 from .engine.pool import InterventionPool, PoolStats
 from .engine.types import Engine, SelfTestReport
+from .errors import ContentDigestError
 from .metrics import ResidentInterventions
 from .tenants import SHARED, TenantDirectory
 from .tenants.model import label_of
@@ -191,6 +192,7 @@ class Registry:
         tenant: str = SHARED,
         condition: PutCondition | None = None,
         origin: Origin | None = None,
+        content_hash: str | None = None,
     ) -> tuple[StoredVersion, SelfTestReport]:
         """Check the file at `path`, try it in the engine, and store it as the next version of the tenant's `name`.
 
@@ -199,8 +201,10 @@ class Registry:
         Args:
             condition: what the name must hold.
             origin: where the file comes from; None = an upload of which nothing more is known.
+            content_hash: what the client says it is; None = it does not say.
 
         Raises:
+            ContentDigestError: it is another.
             InterventionPreconditionError: the name does not hold what `condition` says.
             InvalidInterventionNameError: the name breaks the rules.
             InterventionQuotaError: the tenant has as much as it may store.
@@ -213,6 +217,10 @@ class Registry:
             check_name(name)
             async with self._upload_slots:
                 intervention_set, folded = await asyncio.to_thread(self._read_upload, path)
+                if content_hash not in (None, intervention_set.content_hash):
+                    raise ContentDigestError(
+                        f"The file's content hash is {intervention_set.content_hash}", param="content_hash"
+                    )
                 report = await self._engine.self_test(folded)
                 stored = await asyncio.to_thread(
                     self._namespaces.put, path, name, intervention_set, tenant, condition, origin or Origin()
@@ -224,6 +232,19 @@ class Registry:
             pass
         logger.info("intervention_stored version=%d content_hash=%s", stored.version, stored.content_hash)
         return stored, report
+
+    async def test(self, stored: StoredVersion) -> SelfTestReport:
+        """Try a stored version in the engine, as `add` did.
+
+        Raises:
+            InterventionSelfTestError: the edit does nothing, or touches rows that it must not touch.
+            InterventionBaseMismatchError, InterventionShapeError: stored by a server with another base model.
+            EngineDeadError: the engine can't try it now.
+            StoreError: the stored file is lost or damaged.
+        """
+        with self._names.using(stored):
+            folded = await self._pool.get(stored.content_hash, lambda: self._load_stored(stored), 1.0, None)
+        return await self._engine.self_test(folded)
 
     async def preload(self, folder: Path) -> tuple[StoredVersion, ...]:
         """Import every `*.safetensors` in `folder` under its manifest's name; returns what was new.

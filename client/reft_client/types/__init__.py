@@ -107,6 +107,7 @@ from .tools import (
     ToolCall,
     ToolCallDelta,
 )
+from .trials import InterventionComparison, InterventionComparisonRequest, InterventionTest
 
 __all__ = [
     "Alias",
@@ -161,10 +162,13 @@ __all__ = [
     "GrantDeleted",
     "GrantList",
     "HealthStatus",
+    "InterventionComparison",
+    "InterventionComparisonRequest",
     "InterventionInfo",
     "InterventionList",
     "InterventionPatch",
     "InterventionRef",
+    "InterventionTest",
     "InterventionUpload",
     "JobStatus",
     "JsonSchema",

@@ -23,6 +23,7 @@ from reft_server.routing.book import RouteBook
 from reft_server.routing.shadow_slots import ShadowSlots
 from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
+from reft_server.tenants.idempotency import IdempotencyKeys
 from reft_server.tenants.meters import Meters
 from reft_server.tenants.set_book import SetBook
 
@@ -37,6 +38,7 @@ from .routes import (
     admin,
     aliases,
     audit,
+    cards,
     chat,
     completions,
     files,
@@ -47,6 +49,7 @@ from .routes import (
     operations,
     routing,
     tokenize,
+    trials,
     uploads,
 )
 from .settings import ApiSettings
@@ -62,6 +65,8 @@ ROUTE_MODULES = (
     uploads,
     interventions,
     aliases,
+    cards,
+    trials,
     grants,
     routing,
     files,
@@ -124,6 +129,7 @@ def create_app(
         lifecycle=lifecycle,
         directory=directory,
         sets=SetBook(directory),
+        idempotency=IdempotencyKeys(directory),
         meters=Meters(directory),
         routes=RouteBook(directory),
         shadows=ShadowSlots(settings.max_shadow_requests),

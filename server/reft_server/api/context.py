@@ -22,6 +22,7 @@ from reft_server.routing.book import RouteBook
 from reft_server.routing.shadow_slots import ShadowSlots
 from reft_server.sources import SourceCache
 from reft_server.tenants import TenantDirectory
+from reft_server.tenants.idempotency import IdempotencyKeys
 from reft_server.tenants.meters import Meters
 from reft_server.tenants.set_book import SetBook
 
@@ -56,6 +57,7 @@ class ApiContext:
     lifecycle: Lifecycle
     directory: TenantDirectory
     sets: SetBook
+    idempotency: IdempotencyKeys
     meters: Meters
     routes: RouteBook
     shadows: ShadowSlots

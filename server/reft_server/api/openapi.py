@@ -34,6 +34,14 @@ CONFLICT_RESPONSES: dict[int | str, dict[str, Any]] = {
     **LOOKUP_RESPONSES,
     409: {**ERROR, "description": "An alias names that version; or named no other before."},
 }
+GENERATION_RESPONSES_WHOLE = {status: shown for status, shown in GENERATION_RESPONSES.items() if status != 200}
+TEST_RESPONSES: dict[int | str, dict[str, Any]] = {
+    422: {**ERROR, "description": "The test failed, or the set does not fit the base model; `code` says which."},
+    503: {**ERROR, "description": "The engine is starting or restarting; see `Retry-After`."},
+}
+ONCE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    422: {**ERROR, "description": "Another request had this `Idempotency-Key`."},
+}
 DOWNLOAD_RESPONSES: dict[int | str, dict[str, Any]] = {
     **LOOKUP_RESPONSES,
     304: {"description": "`If-None-Match` names this content."},

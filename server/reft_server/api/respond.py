@@ -35,7 +35,7 @@ async def respond(
         deltas, background = shadow.listen(deltas), BackgroundTask(shadow.start)
     if stream:
         return EventStreamResponse(_events(deltas, output, includes_usage=includes_usage), headers, background)
-    body = await run_until_disconnect(_collect(deltas, plan, output), request.receive)
+    body = await run_until_disconnect(collect(deltas, plan, output), request.receive)
     return Response(body, media_type="application/json", headers=headers, background=background)
 
 
@@ -68,7 +68,12 @@ async def _events(
         yield output.usage_chunk()
 
 
-async def _collect(deltas: AsyncGenerator[Delta, None], plan: GenerationPlan, output: Output) -> str:
+async def collect(deltas: AsyncGenerator[Delta, None], plan: GenerationPlan, output: Output) -> str:
+    """Read all of the plan's pieces; the whole response, JSON.
+
+    Raises:
+        ReftError: a request was refused or failed.
+    """
     answers = [Answer() for _ in plan.requests]
     async with contextlib.aclosing(deltas):
         async for delta in deltas:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,8 @@ from starlette.requests import Request
 
 from reft_interventions.errors import InterventionFileTooLargeError
 from reft_server.errors import InvalidRequestError, PayloadTooLargeError, ReftError
+
+from .digests import BodyDigest
 
 _WRITE_BYTES = 1 << 20
 _MAX_FIELD_BYTES = 1024
@@ -71,10 +73,11 @@ class FileSink:
             await asyncio.to_thread(self._file.write, data)
 
 
-async def receive_upload(request: Request, path: Path, max_bytes: int) -> str | None:
+async def receive_upload(request: Request, path: Path, max_bytes: int, digest: BodyDigest) -> str | None:
     """Write the uploaded file to `path`; the name from the form or the query, None if there is none.
 
     Raises:
+        ContentDigestError: the body is not what its `Content-Digest` says.
         InvalidRequestError: a malformed form, a form without a file, an empty body.
         InterventionFileTooLargeError: the file exceeds `max_bytes`.
         ClientDisconnect: the client went away midway.
@@ -82,15 +85,23 @@ async def receive_upload(request: Request, path: Path, max_bytes: int) -> str | 
     kind, options = parse_options_header(request.headers.get("content-type"))
     async with FileSink(path, max_bytes, InterventionFileTooLargeError) as sink:
         if kind == b"multipart/form-data":
-            form = await _receive_form(request, options.get(b"boundary", b""), sink)
+            form = await _receive_form(_counted(request, digest), options.get(b"boundary", b""), sink)
+            digest.check()
             return form.fields.get("name", request.query_params.get("name"))
         num_bytes = 0
-        async for data in request.stream():
+        async for data in _counted(request, digest):
             num_bytes += len(data)
             await sink.write(data)
         if not num_bytes:
             raise InvalidRequestError("The body is empty: send the file's bytes", param="file")
+        digest.check()
     return request.query_params.get("name")
+
+
+async def _counted(request: Request, digest: BodyDigest) -> AsyncGenerator[bytes, None]:
+    async for data in request.stream():
+        digest.update(data)
+        yield data
 
 
 async def receive_form(request: Request, path: Path, max_bytes: int) -> UploadForm:
@@ -105,12 +116,12 @@ async def receive_form(request: Request, path: Path, max_bytes: int) -> UploadFo
     if kind != b"multipart/form-data":
         raise InvalidRequestError("Send multipart/form-data with the parts file and purpose", param="file")
     async with FileSink(path, max_bytes, PayloadTooLargeError) as sink:
-        return await _receive_form(request, options.get(b"boundary", b""), sink)
+        return await _receive_form(request.stream(), options.get(b"boundary", b""), sink)
 
 
-async def _receive_form(request: Request, boundary: bytes, sink: FileSink) -> UploadForm:
+async def _receive_form(body: AsyncGenerator[bytes, None], boundary: bytes, sink: FileSink) -> UploadForm:
     form = _Form(boundary)
-    async for data in request.stream():
+    async for data in body:
         await sink.write(form.feed(data))
     form.finish()
     return UploadForm(form.fields, form.filename)

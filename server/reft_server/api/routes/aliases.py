@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
 
 from reft_client.types import Alias, AliasDeleted, AliasList, AliasMove, AliasRequest
 from reft_interventions.errors import InterventionNotFoundError
@@ -14,7 +16,8 @@ from reft_server.tenants import Caller
 from ..authentication import Reader, Upload
 from ..context import ApiContext, Context
 from ..lookup import OwnerQuery, find, find_own
-from ..openapi import CONFLICT_RESPONSES, LOOKUP_RESPONSES
+from ..once import IdempotencyKey, do_once, fingerprint
+from ..openapi import CONFLICT_RESPONSES, LOOKUP_RESPONSES, ONCE_RESPONSES
 
 router = APIRouter(prefix="/v1/interventions", tags=["interventions"])
 
@@ -49,12 +52,23 @@ async def put_alias(caller: Upload, context: Context, name: str, alias: str, bod
     return _alias(context, caller, stored, alias, stored.version).model_copy(update={"previous": previous})
 
 
-@router.post("/{name}/aliases/{alias}/rollback", summary="Roll an alias back", responses=CONFLICT_RESPONSES)
-async def roll_back_alias(caller: Upload, context: Context, name: str, alias: str) -> Alias:
+@router.post(
+    "/{name}/aliases/{alias}/rollback",
+    summary="Roll an alias back",
+    response_model=Alias,
+    responses=CONFLICT_RESPONSES | ONCE_RESPONSES,
+)
+async def roll_back_alias(
+    request: Request, caller: Upload, context: Context, name: str, alias: str, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Let it name what it named before, at once; again, and it goes one step further back."""
     stored = find_own(context, caller, name)
-    version, previous = await asyncio.to_thread(context.sets.roll_back, stored.tenant, stored.name, alias)
-    return _alias(context, caller, stored, alias, version).model_copy(update={"previous": previous})
+
+    async def roll_back() -> Alias:
+        version, previous = await asyncio.to_thread(context.sets.roll_back, stored.tenant, stored.name, alias)
+        return _alias(context, caller, stored, alias, version).model_copy(update={"previous": previous})
+
+    return await do_once(context, caller, idempotency_key, fingerprint(request), roll_back)
 
 
 @router.delete("/{name}/aliases/{alias}", summary="Delete an alias", responses=LOOKUP_RESPONSES)

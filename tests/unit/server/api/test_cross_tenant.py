@@ -74,6 +74,13 @@ CASES: dict[tuple[str, str], Case] = {
     ("PATCH", "/v1/interventions/{name}"): Case(
         ("upload",), lambda name, *_: {"path": {"name": name}, "description": "mine now"}
     ),
+    ("GET", "/v1/interventions/{name}/card"): Case(READ, lambda name, *_: {"path": {"name": name}}),
+    ("PUT", "/v1/interventions/{name}/card"): Case(("upload",), lambda name, *_: {"path": {"name": name}}),
+    ("DELETE", "/v1/interventions/{name}/card"): Case(("upload",), lambda name, *_: {"path": {"name": name}}),
+    ("POST", "/v1/interventions/{name}/test"): Case(("upload",), lambda name, *_: {"path": {"name": name}}),
+    ("POST", "/v1/interventions/{name}/compare"): Case(
+        ("infer",), lambda name, *_: {"path": {"name": name}, "prompt": "a", "max_tokens": 1}
+    ),
     ("POST", "/v1/interventions/{name}/restore"): Case(("upload",), lambda name, *_: {"path": {"name": name}}),
     ("GET", "/v1/interventions/{name}/aliases"): Case(READ, lambda name, *_: {"path": {"name": name}}),
     ("GET", "/v1/interventions/{name}/aliases/{alias}"): Case(
