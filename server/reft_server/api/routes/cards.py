@@ -25,16 +25,10 @@ _MARKDOWN = "text/markdown"
 _MARKDOWN_CONTENT: dict[str, Any] = {_MARKDOWN: {"schema": {"type": "string"}}}
 
 
-class MarkdownResponse(Response):
-    """Markdown that no browser takes for a page."""
-
-    media_type = _MARKDOWN
-
-
 @router.get(
     "/{name}/card",
     summary="Show a set's model card",
-    response_class=MarkdownResponse,
+    response_class=Response,
     responses={200: {"content": _MARKDOWN_CONTENT}, **LOOKUP_RESPONSES},
 )
 async def get_card(caller: Reader, context: Context, name: str, tenant: OwnerQuery = None) -> Response:
@@ -42,7 +36,8 @@ async def get_card(caller: Reader, context: Context, name: str, tenant: OwnerQue
     stored = find(context, caller, name, tenant, None)
     card = await asyncio.to_thread(context.sets.card, stored.tenant, stored.name)
     text = default_card(info(context, caller, stored)) if card is None else card
-    return MarkdownResponse(text, headers={"x-content-type-options": "nosniff"})
+    # No browser is to take it for a page.
+    return Response(text, headers={"x-content-type-options": "nosniff"}, media_type=_MARKDOWN)
 
 
 @router.put(
