@@ -31,10 +31,11 @@ def check_query(request: Request) -> None:
     Raises:
         InvalidRequestError: it does.
     """
-    keys = [key for key, _ in request.query_params.multi_items()]
-    for key in keys:
-        if keys.count(key) > 1:
+    seen: set[str] = set()
+    for key, _ in request.query_params.multi_items():
+        if key in seen:
             raise InvalidRequestError(f"The query has {key[:64]!r} more than once", param=key[:64])
+        seen.add(key)
 
 
 ONE_OF_EACH = Depends(check_query)

@@ -121,3 +121,36 @@ def test_text_of_a_request_is_no_label_of_a_metric(client: TestClient) -> None:
     metrics = client.get("/metrics").text
     assert not any(text in metrics for text in TEXTS if text != "con")
     assert all(line.startswith(("#", "reft:", "python_", "process_")) for line in metrics.splitlines())
+
+
+def test_hostile_alias_label_task_and_page_are_data_or_refused(client: TestClient) -> None:
+    assert client.post(URL, params={"name": "style"}, content=dumps(make_set(0))).status_code == 201
+    for text in TEXTS:
+        in_path = quote(text, safe="")
+        if text != "con":  # which no file is named by
+            put = client.put(f"{URL}/style/aliases/{in_path}", json={"version": 1})
+            assert is_clean_refusal(put, 400, 404), text
+            route = client.put(f"/v1/routes/{in_path}", json={"targets": [{"intervention": "style"}]})
+            assert is_clean_refusal(route, 400, 404), text
+            assert is_clean_refusal(client.patch(f"{URL}/style", json={"labels": {text: "x"}}), 400), text
+        patched = client.patch(f"{URL}/style", json={"labels": {"team": text}, "description": text})
+        if patched.status_code == 200:
+            shown = client.get(f"{URL}/style").json()
+            assert (shown["labels"]["team"], shown["description"]) == (text, text)
+        else:
+            assert is_clean_refusal(patched, 400), text
+        for query in ({"label": text}, {"label": f"team={text}"}, {"after": text}):
+            listed = client.get(URL, params=query)
+            assert listed.status_code == 200 or is_clean_refusal(listed, 400), (query, text)
+        value = text.encode().translate(None, b"\x00\r\n")
+        conditional = dict.fromkeys(("if-match", "if-none-match"), value)
+        assert client.get(f"{URL}/style/download", headers=conditional).status_code in (200, 400, 412)
+        answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "task": text})
+        assert is_clean_refusal(answer, 400, 404), text
+
+
+def test_query_may_have_many_keys_but_none_twice(client: TestClient) -> None:
+    query = "&".join(f"k{index}=" for index in range(8000))
+    response = client.get(f"{URL}?{query}")
+    assert response.status_code == 200
+    assert is_clean_refusal(client.get(f"{URL}?{query}&k0="), 400)
