@@ -23,7 +23,7 @@ PEER_STAMPS := $(patsubst %,.venv-%/.installed,$(filter pyreft llama_cpp vllm,$(
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install model serve check audit format test test-pyreft test-clients bench bench-peers bench-methods train-examples docker migration clean
+.PHONY: help install model serve check audit format test test-pyreft test-clients bench bench-peers bench-methods train-examples docker docker-cuda migration clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,9 @@ train-examples: $(STAMP) model  ## Train the bundled interventions again
 
 docker:  ## Build the CPU image
 	docker build -f docker/Dockerfile -t reft-serve .
+
+docker-cuda:  ## Build the image for NVIDIA GPUs
+	docker build -f docker/Dockerfile -t reft-serve:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
 
 migration: $(STAMP)  ## Write the migration of what the models have new (MESSAGE='Add routes')
 	$(BIN)/python -m reft_server.tenants.migrations '$(MESSAGE)'
