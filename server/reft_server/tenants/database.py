@@ -12,12 +12,12 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from reft_interventions.errors import StoreError
 from reft_interventions.store import durable
-from reft_server.errors import ConfigurationError
+from reft_server.errors import ConfigurationError, InvalidRequestError
 
 from .migrations import upgrade
 from .model import SHARED
@@ -145,6 +145,8 @@ def _use_write_ahead_log(connection: DBAPIConnection, _record: object) -> None:
 def database_errors(*, quotes: bool = False) -> Iterator[None]:
     """Turn what the database raises into a `StoreError`; broken constraints pass.
 
+    A value that it can't hold is an `InvalidRequestError`.
+
     Args:
         quotes: the database's own words are for the operator who starts it; a client gets the error's type.
     """
@@ -152,6 +154,8 @@ def database_errors(*, quotes: bool = False) -> Iterator[None]:
         yield
     except IntegrityError:
         raise
+    except DataError as error:  # PostgreSQL holds no NUL, and no text longer than its column
+        raise InvalidRequestError("A text is too long to be stored, or holds a NUL character") from error
     except DBAPIError as error:
         reason = str(error.orig).partition("\n")[0] if quotes else type(error).__name__
         raise StoreError(f"the database can't be used: {reason}") from error

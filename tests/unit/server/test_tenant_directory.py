@@ -251,6 +251,16 @@ def test_database_that_goes_away_and_comes_back_needs_no_restart(postgres: Postg
     directory.close()
 
 
+@pytest.mark.parametrize("description", ["\0", "x" * 300])
+def test_text_that_postgresql_can_not_hold_is_the_clients_mistake(postgres: Postgres, description: str) -> None:
+    directory = TenantDirectory.of_store(Path("unused"), database_url=postgres.empty_database())
+    directory.open()
+    with pytest.raises(InvalidRequestError, match="too long to be stored, or holds a NUL"):
+        directory.create_key(SHARED, ("infer",), description=description)
+    assert not directory.snapshot.keys
+    directory.close()
+
+
 @pytest.mark.parametrize(
     "url", ["", "nonsense", "mysql://user:secret@host/name", "sqlite://", "postgresql+asyncpg://user:secret@host/name"]
 )
