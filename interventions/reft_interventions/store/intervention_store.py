@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
 import shutil
 import time
 from collections.abc import Iterator, Set
@@ -12,16 +10,14 @@ from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 from ..errors import (
     InterventionConflictError,
     InterventionError,
-    InterventionFileError,
     InterventionNotFoundError,
     StoreError,
 )
-from ..file_format import FileLimits, load
+from ..file_format import load
 from ..intervention_set import InterventionSet
 from . import durable
 from .blobs import BlobStore, DiskBlobs
@@ -30,11 +26,10 @@ from .condition import PutCondition
 from .layout import StoreLayout
 from .names import check_name, check_version
 from .quota import StoreQuota
+from .reader import StoreReader
 from .record_catalog import RecordCatalog
 from .records import StoredVersion
 from .tombstones import bury, give_way, last_deleted, purge, revive
-
-logger = logging.getLogger(__name__)
 
 STALE_TEMPORARY_S = 3600.0
 """A temporary file that nothing has written to for this long belongs to nobody, not even to another live server."""
@@ -49,7 +44,7 @@ class RebuildReport:
     num_removed_files: int
 
 
-class InterventionStore:
+class InterventionStore(StoreReader):
     """The store under `root`; opening it reads neither files of sets nor, when nothing was lost, records.
 
     Every method may be called from any thread, and other processes may use the same folder at the same time.
@@ -71,13 +66,11 @@ class InterventionStore:
         catalog: Catalog | None = None,
         blobs: BlobStore | None = None,
     ) -> None:
-        self._tenant = ""
         self.retention_s = retention_s
         self._layout = StoreLayout(Path(root))
         try:
             self._layout.make()
-            self._catalog = catalog or RecordCatalog.open(self._layout)
-            self._blobs = blobs or DiskBlobs(self._layout)
+            super().__init__(catalog or RecordCatalog.open(self._layout), blobs or DiskBlobs(self._layout))
             durable.remove_older_than(self._layout.temporary, STALE_TEMPORARY_S)
         except OSError as error:
             raise StoreError(f"the intervention store can't be opened: {error.strerror}") from error
@@ -167,58 +160,6 @@ class InterventionStore:
             if staged != path:
                 staged.unlink(missing_ok=True)
 
-    def resolve(self, name: str, version: int | str | None = None) -> StoredVersion:
-        """Find a living version.
-
-        Args:
-            version: None = the newest; a number; or `sha256:` and at least 12 hex digits of the content hash.
-
-        Raises:
-            InvalidInterventionNameError: the name or the version breaks the rules.
-            InterventionNotFoundError: there is none; the message suggests close names or the existing versions.
-            InterventionConflictError: a hash prefix fits different contents.
-        """
-        check_name(name)
-        wanted = check_version(version)
-        if isinstance(wanted, str):
-            return self._resolve_hash(name, wanted)
-        found = (
-            self._catalog.newest(self._tenant, name)
-            if wanted is None
-            else self._catalog.version(self._tenant, name, wanted)
-        )
-        if found is None or found.deleted_at is not None:
-            raise self._not_found(name, wanted, was_deleted=found is not None)
-        return found
-
-    def has_name(self, name: str) -> bool:
-        """Whether a name has a living version; one that breaks the rules has none."""
-        return self._catalog.newest(self._tenant, name) is not None
-
-    def list(self) -> tuple[StoredVersion, ...]:
-        """The newest living version of every name, by name."""
-        return tuple(self._catalog.list_newest(self._tenant))
-
-    def versions(self, name: str) -> tuple[StoredVersion, ...]:
-        """The living versions of a name, oldest first.
-
-        Raises:
-            InvalidInterventionNameError: the name breaks the rules.
-            InterventionNotFoundError: the name has none.
-        """
-        found = tuple(self._catalog.versions(self._tenant, check_name(name)))
-        if not found:
-            raise self._not_found(name, None)
-        return found
-
-    def counts(self) -> tuple[int, int]:
-        """How many names and how many versions live, in all namespaces."""
-        return self._catalog.counts()
-
-    def has_content(self, name: str, content_hash: str) -> bool:
-        """Whether a version of `name`, living or deleted, has or had this content."""
-        return self._catalog.has_content(self._tenant, name, content_hash)
-
     def delete(
         self, name: str, version: int | str | None = None, *, is_final: bool = False
     ) -> tuple[StoredVersion, ...]:
@@ -243,10 +184,6 @@ class InterventionStore:
         if is_final:
             self._remove_files({stored.content_hash for stored in deleted})
         return deleted
-
-    def deleted(self, name: str | None = None) -> tuple[StoredVersion, ...]:
-        """The deleted versions that can be restored, of one name or of all, oldest deletion first."""
-        return tuple(self._catalog.tombstones(self._tenant, None if name is None else check_name(name)))
 
     def restore(
         self, name: str, version: int | str | None = None, quota: StoreQuota | None = None
@@ -315,41 +252,6 @@ class InterventionStore:
         self._remove_files({stored.content_hash for stored in purged})
         return purged
 
-    def blob_path(self, stored: StoredVersion) -> Path:
-        """Where the file of a version lies on this machine; it may be fetched for that."""
-        return self._blobs.path(stored.content_hash)
-
-    def open(self, stored: StoredVersion) -> BinaryIO:
-        """Open the file of a version; it stays readable when the version is deleted meanwhile.
-
-        Its length is that of the open file: the same content, uploaded again after damage, may be laid out otherwise.
-
-        Raises:
-            InterventionNotFoundError: it was deleted since it was resolved.
-            StoreError: the file is lost or can't be read.
-        """
-        try:
-            return self.blob_path(stored).open("rb")
-        except OSError as error:
-            raise self._unreadable(stored, f"can't be read: {error.strerror}") from error
-
-    def load(self, stored: StoredVersion, limits: FileLimits | None = None) -> InterventionSet:
-        """Read the set of a version and verify its content hash.
-
-        Raises:
-            InterventionNotFoundError: it was deleted since it was resolved.
-            StoreError: the file is lost or damaged.
-        """
-        try:
-            return self._load(stored, limits)
-        except (InterventionError, OSError) as error:
-            if not self._blobs.drop_copy(stored.content_hash):
-                raise self._unreadable(stored, _reason(error)) from error
-        try:
-            return self._load(stored, limits)
-        except (InterventionError, OSError) as error:
-            raise self._unreadable(stored, _reason(error)) from error
-
     def rebuild(self) -> RebuildReport:
         """Read everything again into the catalog's index, and remove files that no version uses.
 
@@ -366,12 +268,6 @@ class InterventionStore:
                 return RebuildReport(len(found), num_unreadable, num_removed)
         except OSError as error:
             raise StoreError(f"the store's index can't be rebuilt: {error.strerror}") from error
-
-    def _load(self, stored: StoredVersion, limits: FileLimits | None) -> InterventionSet:
-        loaded = load(self.blob_path(stored), limits)
-        if loaded.content_hash != stored.content_hash:
-            raise InterventionFileError("its content hash is not the recorded one")
-        return loaded
 
     def _make_room(
         self,
@@ -439,41 +335,6 @@ class InterventionStore:
                 for content_hash in content_hashes:
                     if not transaction.is_content_in_use(content_hash):
                         self._blobs.remove(content_hash)
-
-    def _resolve_hash(self, name: str, prefix: str) -> StoredVersion:
-        found = self._catalog.by_content(self._tenant, name, prefix)
-        if not found:
-            raise self._not_found(name, prefix)
-        if len({stored.content_hash for stored in found}) > 1:
-            raise InterventionConflictError(
-                f"{prefix!r} fits several versions of {name!r}; give more digits of the hash", param="version"
-            )
-        return found[0]
-
-    def _unreadable(self, stored: StoredVersion, what: str) -> InterventionNotFoundError | StoreError:
-        current = self._catalog.version(stored.tenant, stored.name, stored.version)
-        if current is None or current.deleted_at is not None:
-            return self._not_found(stored.name, stored.version, was_deleted=True)
-        logger.error("stored_file_unreadable reference=%s problem=%s", stored.reference, what)
-        return StoreError(f"the stored file of {stored.reference} {what}; upload it again, or delete that version")
-
-    def _not_found(
-        self, name: str, version: int | str | None, *, was_deleted: bool = False
-    ) -> InterventionNotFoundError:
-        living = self._catalog.versions(self._tenant, name)
-        if living:
-            numbers = ", ".join(str(stored.version) for stored in living[-5:])
-            verb = "was deleted" if was_deleted else "does not exist"
-            return InterventionNotFoundError(
-                f"version {version} of intervention {name!r} {verb}; it has {numbers}", param="version"
-            )
-        close = difflib.get_close_matches(name, self._catalog.similar_names(self._tenant, name), n=3)
-        hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-        return InterventionNotFoundError(f"there is no intervention {name!r}{hint}", param="name")
-
-
-def _reason(error: InterventionError | OSError) -> str:
-    return f"can't be read: {error.message if isinstance(error, InterventionError) else error.strerror}"
 
 
 def _is_version(stored: StoredVersion, wanted: int | str) -> bool:
