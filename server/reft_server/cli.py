@@ -78,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _help_text(field: SettingField) -> str:
-    return f"{field.info.description} Default: {field.default_text}. [{field.variable}]".replace("%", "%%")
+    note = " Can be reloaded." if field.is_reloadable else ""
+    return f"{field.info.description} Default: {field.default_text}.{note} [{field.variable}]".replace("%", "%%")
 
 
 def _overrides(options: dict[str, Any]) -> dict[str, Any]:

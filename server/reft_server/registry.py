@@ -334,6 +334,10 @@ class Registry:
         """How long a deleted version can be restored."""
         return self._store.retention_s
 
+    @retention_s.setter
+    def retention_s(self, value: float) -> None:
+        self._store.retention_s = value
+
     def notes(self, stored: StoredVersion) -> SetNotes:
         """Description, labels and aliases of a set."""
         return self._namespaces.notes(stored)

@@ -132,6 +132,8 @@ def _use_settings(context: ApiContext, engine: LocalEngine, device_pool: DeviceP
     context.live_settings.current = settings.to_api_settings()
     context.grammars.max_bytes = int(settings.max_grammar_bytes)
     context.registry.limits = FileLimits(max_file_bytes=int(settings.max_upload_bytes))
+    context.registry.retention_s = settings.deleted_retention_s
+    context.shadows.num_slots = settings.max_shadow_requests
     context.directory.defaults = settings.tenant.to_tenant_limits()
     engine.bound_queue(settings.engine.max_queue_len, settings.engine.max_queue_time_s)
     if device_pool is not None:

@@ -34,6 +34,8 @@ max_body_bytes = 2000
 """
 AFTER = """
 port = 1
+deleted_retention_s = 1
+max_shadow_requests = 2
 max_upload_bytes = 2001
 max_body_bytes = 2002
 request_timeout_s = 3
@@ -90,6 +92,8 @@ class Server:
 
 EFFECTS: Mapping[str, Callable[[Any, HttpServer], object]] = MappingProxyType(
     {
+        "deleted_retention_s": lambda app, _: app.registry.retention_s,
+        "max_shadow_requests": lambda app, _: app.shadows.num_slots,
         "max_upload_bytes": lambda app, _: (app.settings.max_upload_bytes, app.registry.limits.max_file_bytes),
         "max_body_bytes": lambda app, _: app.settings.max_body_bytes,
         "request_timeout_s": lambda app, _: app.settings.request_timeout_s,

@@ -74,6 +74,7 @@ class Settings(BaseSettings):
         ge=0,
         le=10 * 365 * 86_400,
         description="A deleted intervention can be restored for so long, unless its space is needed, seconds.",
+        json_schema_extra=RELOADABLE,
     )
     database_url: SecretStr | None = Field(
         None,
@@ -204,6 +205,7 @@ class Settings(BaseSettings):
         ge=0,
         le=1024,
         description="Shadow targets of routes that run at once, one of each tenant; 0 = none.",
+        json_schema_extra=RELOADABLE,
     )
     shutdown_timeout_s: int = Field(
         5,

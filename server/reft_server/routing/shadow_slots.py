@@ -17,12 +17,12 @@ class ShadowSlots:
 
     def __init__(self, num_slots: int) -> None:
         self.key = secrets.token_bytes(32)
-        self._num_slots = num_slots
+        self.num_slots = num_slots
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def is_free(self, tenant: str) -> bool:
         """Whether `start` may be called for the tenant now."""
-        return tenant not in self._tasks and len(self._tasks) < self._num_slots
+        return tenant not in self._tasks and len(self._tasks) < self.num_slots
 
     def start(self, tenant: str, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, which must not raise, in a place that is free."""
