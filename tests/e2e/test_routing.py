@@ -49,7 +49,7 @@ NUM_WORKERS = 4
 """Of each tenant."""
 NUM_CHANGES = 40
 NUM_AFTER = 4
-"""Answers that each worker must still get after the last change."""
+"""Tasks that each worker must still ask for after the last change."""
 
 Menu = Sequence[list[dict[str, Any]]]
 
@@ -173,11 +173,11 @@ def test_ten_tasks_of_three_tenants_lose_nothing_while_routes_change(
         assert {world.owners.get(one, answer.tenant) for one in answer.hashes} <= {answer.tenant}
         assert answer.token_ids == _like_the_reference(world, answer)
         targets_of_a_key[answer.tenant, answer.user, revision].add(answer.hashes)
-    assert all(len(targets) == 1 for targets in targets_of_a_key.values())
+    assert all(len(targets) == 1 for targets in targets_of_a_key.values()), "a key changed its target"
 
 
 async def _load(world: World, new_file: Any) -> list[Answer]:
-    """Every worker of every tenant asks for one task after the other while routes change."""
+    """Every worker of every tenant asks for one task after the other, twice each, while routes change."""
     changed = asyncio.Event()
     operator = world.client("shared")
     year = {"intervention": {"name": "greater-than", "source": SOURCE}}
@@ -247,7 +247,8 @@ async def _work(world: World, tenant: str, user: str, changed: asyncio.Event) ->
                 return answers
             num_after += changed.is_set()
             task = TASKS[(number + int(user[-1]) * 3) % len(TASKS)]
-            answers.append(await _ask(sdk, tenant, task, user, PROMPTS[number % len(PROMPTS)], number % 2 == 0))
+            for stream in (True, False):
+                answers.append(await _ask(sdk, tenant, task, user, PROMPTS[number % len(PROMPTS)], stream))
     raise AssertionError
 
 
