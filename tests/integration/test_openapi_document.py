@@ -161,3 +161,38 @@ def check_operation(world: World, operation: Any, mode: schemathesis.GenerationM
         case.validate_response(response, checks=CHECKS)
 
     check()
+
+
+HOSTILE_BODIES = {
+    "empty": b"",
+    "null": b"null",
+    "number": b"1",
+    "list": b"[]",
+    "nested_lists": b"[" * 100_000,
+    "nested_objects": b'{"a":' * 100_000,
+    "nested_value": b'{"a":' + b"[" * 900 + b"]" * 900 + b"}",
+    "long_number": b'{"a":' + b"1" * 5000 + b"}",
+    "huge_exponent": b'{"a":1e99999}',
+    "nan": b'{"a":NaN}',
+    "half_surrogate": b'{"\\ud800":"\\udfff"}',
+    "null_character": b'{"a\\u0000b":"\\u0000"}',
+    "key_twice": b'{"model":"base","model":["base"]}',
+    "invalid_utf8": b'{"a":"\xff"}',
+    "utf16": '{"a":1}'.encode("utf-16"),
+    "byte_order_mark": b"\xef\xbb\xbf{}",
+    "two_documents": b"{}{}",
+}
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "multipart/form-data; boundary=x", ""])
+def test_every_route_survives_hostile_bodies(world: World, content_type: str) -> None:
+    document = world.client.get("/openapi.json").json()
+    operator = str(world.prepare()[0])
+    headers = {"authorization": f"Bearer {operator}", "content-type": content_type}
+    for path, operations in document["paths"].items():
+        for method in (name for name, operation in operations.items() if "requestBody" in operation):
+            for name, body in HOSTILE_BODIES.items():
+                filled = path.replace("{tenant}", "acme").replace("{task}", "translate").replace("{name}", "style")
+                response = world.client.request(method.upper(), filled, content=body, headers=headers)
+                assert response.status_code < 500, (method, path, name, response.text)
+                assert response.is_success or response.json()["error"]["message"].isprintable()
