@@ -9,7 +9,7 @@ import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -103,7 +103,7 @@ class Registry:
 
     Args:
         base: the resident base model, which every set must fit.
-        limits: for files, both uploaded and stored.
+        limits: for uploaded files, and but for their size, for stored ones.
         device_pool: of the engine's device; None where that is the host, which has the sets already.
         directory: says who may use whose sets; None = there is only the operator's namespace.
 
@@ -394,7 +394,9 @@ class Registry:
         return intervention_set, intervention_set.fold()
 
     def _load_stored(self, stored: StoredVersion) -> FoldedSet:
-        intervention_set = self._store.namespace(stored.tenant).load(stored, self.limits)
+        # The limit on files is for new ones: it may have been larger when this one came.
+        limits = replace(self.limits, max_file_bytes=max(self.limits.max_file_bytes, stored.size_bytes))
+        intervention_set = self._store.namespace(stored.tenant).load(stored, limits)
         # Servers with different base models may share one store. The values were checked before it was stored, and its
         # hash shows that they are the same.
         check_base(intervention_set, self._base)

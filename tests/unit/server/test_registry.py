@@ -14,6 +14,7 @@ import torch
 from reft_interventions import FileLimits, InterventionSet, save
 from reft_interventions.errors import (
     InterventionBaseMismatchError,
+    InterventionFileTooLargeError,
     InterventionNotFoundError,
     InterventionSelfTestError,
     InterventionValueError,
@@ -79,6 +80,20 @@ def test_resolve_loads_lazily_after_a_restart(tmp_path: Path) -> None:
         assert resolved[0].folded.content_hash == make_set(1).fold().content_hash
         assert registry.is_loaded(registry.get("haiku"))
         assert engine.tried == []
+
+    run(tmp_path, first)
+    run(tmp_path, second)
+
+
+def test_smaller_upload_limit_leaves_what_is_stored_alone(tmp_path: Path) -> None:
+    async def first(registry: Registry, engine: SelfTestEngine) -> None:
+        await add(registry, make_set(1))
+
+    async def second(registry: Registry, engine: SelfTestEngine) -> None:
+        registry.limits = FileLimits(max_file_bytes=100)
+        assert (await registry.resolve("haiku")).version == 1
+        with pytest.raises(InterventionFileTooLargeError):
+            await add(registry, make_set(2))
 
     run(tmp_path, first)
     run(tmp_path, second)
