@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,16 +30,36 @@ from tests.postgres import Postgres
 from tests.s3_server import S3Server
 
 MakeMachine = Callable[..., InterventionStore]
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from reft_server.config import Settings
+from reft_server.storage import open_store
+from reft_server.storage.database_catalog import DatabaseTransaction
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+DatabaseTransaction.write = die  # the file is in the bucket, the lock is held, the row is not written
+folder, database_url, blob_url, path = sys.argv[1:]
+with open_store(Settings(store_dir=folder, database_url=database_url, blob_url=blob_url)) as store:
+    store.put(Path(path), "haiku")
+"""
 
 
 @pytest.fixture
-def machine(postgres: Postgres, bucket_url: str, tmp_path: Path) -> Iterator[MakeMachine]:
+def database(postgres: Postgres) -> str:
+    """The URL of the database that the machines share."""
+    return postgres.empty_database()
+
+
+@pytest.fixture
+def machine(database: str, bucket_url: str, tmp_path: Path) -> Iterator[MakeMachine]:
     """`machine("one")`: the store as the machine `one` sees it."""
-    database_url = postgres.empty_database()
     with ExitStack() as stack:
 
         def make(name: str, **settings: Any) -> InterventionStore:
-            values = {"store_dir": tmp_path / name, "database_url": database_url, "blob_url": bucket_url, **settings}
+            values = {"store_dir": tmp_path / name, "database_url": database, "blob_url": bucket_url, **settings}
             return stack.enter_context(open_store(Settings(**values)))
 
         yield make
@@ -171,6 +194,27 @@ def test_machines_that_start_together_all_come_up(machine: MakeMachine) -> None:
         stores = list(executor.map(lambda number: machine(f"machine-{number}"), range(3)))
     stored = put(stores[0], make_set(1))
     assert all(store.refresh() and store.resolve("haiku") == stored for store in stores[1:])
+
+
+def test_machine_killed_under_the_lock_leaves_the_others_going(
+    machine: MakeMachine, s3_server: S3Server, bucket_url: str, database: str, tmp_path: Path
+) -> None:
+    one = machine("one")
+    first = put(one, make_set(1))
+    save(make_set(2), tmp_path / "second.safetensors")
+    save(make_set(3), tmp_path / "third.safetensors")
+    arguments = [str(tmp_path / "killed"), database, bucket_url, str(tmp_path / "second.safetensors")]
+    killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, *arguments], timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert not one.refresh()
+    assert len(s3_server.keys(bucket_url)) == 2
+    third = one.put(tmp_path / "third.safetensors", "haiku")
+    assert third.version == 2
+    assert one.rebuild().num_removed_files == 1
+    assert [one.load(stored).content_hash for stored in one.versions("haiku")] == [
+        first.content_hash,
+        third.content_hash,
+    ]
 
 
 def test_start_reads_everything_from_the_database(machine: MakeMachine) -> None:

@@ -105,7 +105,7 @@ class StoreReader:
             StoreError: the file is lost or can't be read.
         """
         try:
-            return self._blobs.path(stored.content_hash).open("rb")
+            return self.blob_path(stored).open("rb")
         except OSError as error:
             raise self._unreadable(stored, _reason(error)) from error
 
