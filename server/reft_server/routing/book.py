@@ -116,7 +116,7 @@ class RouteBook:
         Raises:
             TaskNotFoundError: there is no such revision.
         """
-        with self._directory.change("route.roll_back", tenant, task, revision=revision) as connection:
+        with self._directory.change("route.rollback", tenant, task, revision=revision) as connection:
             kept = select(ROUTE_REVISIONS.c.revision).where(
                 _is_route(ROUTE_REVISIONS, tenant, task), ROUTE_REVISIONS.c.revision == revision
             )
