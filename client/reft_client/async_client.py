@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from os import PathLike
-from pathlib import Path
 from typing import Literal, Unpack, overload
 
 import httpx
 
 from . import calls
 from .admin import AsyncAdmin
-from .calls import Progress
 from .connection import Connection
+from .interventions import AsyncInterventions
 from .options import ChatOptions, CompletionOptions, Messages, Prompt
 from .retry import RetryPolicy
 from .routes import AsyncRoutes
@@ -23,73 +21,12 @@ from .types import (
     ChatCompletionResponse,
     CompletionChunk,
     CompletionResponse,
-    DeleteResponse,
-    Grant,
-    GrantDeleted,
-    GrantList,
     HealthStatus,
-    InterventionInfo,
-    InterventionList,
-    InterventionUpload,
     ModelList,
     VersionInfo,
-    VersionList,
 )
 
 __all__ = ["AsyncInterventions", "AsyncReftClient"]
-
-
-class AsyncInterventions:
-    """The intervention sets on the server: `client.interventions`."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
-
-    async def upload(
-        self, path: str | PathLike[str], name: str | None = None, *, on_progress: Progress | None = None
-    ) -> InterventionUpload:
-        """See `Interventions.upload`."""
-        file = Path(path)
-        return await self._transport.send(calls.upload(file, file.stem if name is None else name, on_progress))
-
-    async def list(self) -> InterventionList:
-        """The newest version of every intervention."""
-        return await self._transport.send(calls.list_interventions())
-
-    async def get(self, name: str, version: int | str | None = None) -> InterventionInfo:
-        """One version; None = the newest. `name` may also be `name@version`."""
-        return await self._transport.send(calls.get_intervention(name, version))
-
-    async def versions(self, name: str) -> VersionList:
-        """Every version, oldest first."""
-        return await self._transport.send(calls.list_versions(name))
-
-    async def delete(self, name: str, version: int | str | None = None) -> DeleteResponse:
-        """Delete one version; None = all of them. Requests that run with it finish."""
-        return await self._transport.send(calls.delete_intervention(name, version))
-
-    async def grants(self, name: str) -> GrantList:
-        """See `Interventions.grants`."""
-        return await self._transport.send(calls.list_grants(name))
-
-    async def grant(self, name: str, tenant: str) -> Grant:
-        """See `Interventions.grant`."""
-        return await self._transport.send(calls.create_grant(name, tenant))
-
-    async def withdraw(self, name: str, tenant: str) -> GrantDeleted:
-        """See `Interventions.withdraw`."""
-        return await self._transport.send(calls.delete_grant(name, tenant))
-
-    async def download(
-        self,
-        name: str,
-        path: str | PathLike[str],
-        version: int | str | None = None,
-        *,
-        on_progress: Progress | None = None,
-    ) -> Path:
-        """Save a version as a file, whole or not at all; an existing file is replaced."""
-        return await self._transport.save(calls.download_intervention(name, version), Path(path), on_progress)
 
 
 class AsyncReftClient:

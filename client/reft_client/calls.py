@@ -23,18 +23,14 @@ from .types import (
     CompletionChunk,
     CompletionRequest,
     CompletionResponse,
-    DeleteResponse,
     Grant,
     GrantDeleted,
     GrantList,
     HealthStatus,
     InterventionInfo,
-    InterventionList,
     InterventionRef,
-    InterventionUpload,
     ModelList,
     VersionInfo,
-    VersionList,
 )
 
 __all__ = ["Call", "FileBody", "Progress"]
@@ -90,6 +86,7 @@ class Call(Generic[T]):
     answer: type[T]
     params: Mapping[str, str] = field(default_factory=dict)
     body: bytes | FileBody | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
     accept: str = "application/json"
     is_idempotent: bool = False
     can_retry: bool = True
@@ -98,11 +95,11 @@ class Call(Generic[T]):
     @property
     def is_stream(self) -> bool:
         """The body of the answer is read piece by piece."""
-        return self.accept != "application/json"
+        return self.accept not in ("application/json", "text/markdown")
 
     def build_request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """The request of one attempt."""
-        headers = {"accept": self.accept}
+        headers = {"accept": self.accept, **self.headers}
         timeout = http.timeout
         if self.timeout_s is not None:
             timeout = httpx.Timeout(
@@ -115,7 +112,7 @@ class Call(Generic[T]):
                 bare.method, bare.url, headers=bare.headers, stream=self.body, extensions=bare.extensions
             )
         if self.body is not None:
-            headers["content-type"] = "application/json"
+            headers.setdefault("content-type", "application/json")
         return http.build_request(
             self.method, self.path, params=self.params, headers=headers, content=self.body, timeout=timeout
         )
@@ -218,20 +215,9 @@ def _encode(request: BaseModel) -> bytes:
         raise InvalidArgumentError(f"extra_body is not JSON: {error}") from error
 
 
-def upload(path: Path, name: str, on_progress: Progress | None) -> Call[InterventionUpload]:
-    """`POST /v1/interventions`, the file as the raw body."""
-    body = FileBody(path, on_progress)
-    return Call("POST", "/v1/interventions", InterventionUpload, params={"name": name}, body=body)
-
-
-def list_interventions() -> Call[InterventionList]:
-    """`GET /v1/interventions`."""
-    return Call("GET", "/v1/interventions", InterventionList, is_idempotent=True)
-
-
 def get_intervention(name: str, version: int | str | None) -> Call[InterventionInfo]:
     """`GET /v1/interventions/{name}`."""
-    path, params = _target(name, version)
+    path, params = target(name, version)
     return Call("GET", path, InterventionInfo, params=params, is_idempotent=True)
 
 
@@ -254,26 +240,19 @@ def _grant_path(name: str, tenant: str) -> str:
     return f"/v1/interventions/{quote(name, safe='')}/grants/{quote(tenant, safe='')}"
 
 
-def list_versions(name: str) -> Call[VersionList]:
-    """`GET /v1/interventions/{name}/versions`."""
-    path, params = _target(name, None)
-    return Call("GET", f"{path}/versions", VersionList, params=params, is_idempotent=True)
-
-
-def delete_intervention(name: str, version: int | str | None) -> Call[DeleteResponse]:
-    """`DELETE /v1/interventions/{name}`. Sent once more it would answer 404, so it is not repeated midway."""
-    path, params = _target(name, version)
-    return Call("DELETE", path, DeleteResponse, params=params)
-
-
 def download_intervention(name: str, version: int | str | None) -> Call[InterventionInfo]:
     """`GET /v1/interventions/{name}/download`; the answer is the file itself."""
-    path, params = _target(name, version)
+    path, params = target(name, version)
     accept = "application/octet-stream"
     return Call("GET", f"{path}/download", InterventionInfo, params=params, accept=accept, is_idempotent=True)
 
 
-def _target(name: str, version: int | str | None) -> tuple[str, dict[str, str]]:
+def target(name: str, version: int | str | None = None) -> tuple[str, dict[str, str]]:
+    """The path and the query of a set: `name`, `owner/name`, either with `@version`.
+
+    Raises:
+        InvalidArgumentError: it can't be read as one.
+    """
     try:
         ref = InterventionRef(name=name, version=version)
     except ValidationError as error:

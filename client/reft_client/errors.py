@@ -24,6 +24,7 @@ __all__ = [
     "NotFoundError",
     "PayloadTooLargeError",
     "PermissionDeniedError",
+    "PreconditionFailedError",
     "RateLimitError",
     "ReftClientError",
     "ServerUnreachableError",
@@ -117,6 +118,10 @@ class ConflictError(APIStatusError):
     """409: the store holds something else under that name."""
 
 
+class PreconditionFailedError(APIStatusError):
+    """412: the name does not hold what the upload was meant to replace."""
+
+
 class PayloadTooLargeError(APIStatusError):
     """413: the body exceeds the server's limit."""
 
@@ -144,6 +149,7 @@ _BY_STATUS: Mapping[int, type[APIStatusError]] = MappingProxyType(
         403: PermissionDeniedError,
         404: NotFoundError,
         409: ConflictError,
+        412: PreconditionFailedError,
         413: PayloadTooLargeError,
         422: UnprocessableEntityError,
         429: RateLimitError,

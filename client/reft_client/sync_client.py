@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from os import PathLike
-from pathlib import Path
 from typing import Literal, Unpack, overload
 
 import httpx
 
 from . import calls
 from .admin import Admin
-from .calls import Progress
 from .connection import Connection
+from .interventions import Interventions
 from .options import ChatOptions, CompletionOptions, Messages, Prompt
 from .retry import RetryPolicy
 from .routes import Routes
@@ -23,82 +21,12 @@ from .types import (
     ChatCompletionResponse,
     CompletionChunk,
     CompletionResponse,
-    DeleteResponse,
-    Grant,
-    GrantDeleted,
-    GrantList,
     HealthStatus,
-    InterventionInfo,
-    InterventionList,
-    InterventionUpload,
     ModelList,
     VersionInfo,
-    VersionList,
 )
 
 __all__ = ["Interventions", "ReftClient"]
-
-
-class Interventions:
-    """The intervention sets on the server: `client.interventions`."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def upload(
-        self, path: str | PathLike[str], name: str | None = None, *, on_progress: Progress | None = None
-    ) -> InterventionUpload:
-        """Upload a file; under a name that exists it becomes the next version. The server tests it first.
-
-        Args:
-            name: None = the file's name without its suffix.
-            on_progress: called with (bytes sent, bytes in all).
-
-        Raises:
-            InvalidArgumentError: the file can't be read.
-            APIStatusError: the server refused it; nothing was stored.
-        """
-        file = Path(path)
-        return self._transport.send(calls.upload(file, file.stem if name is None else name, on_progress))
-
-    def list(self) -> InterventionList:
-        """The newest version of every intervention."""
-        return self._transport.send(calls.list_interventions())
-
-    def get(self, name: str, version: int | str | None = None) -> InterventionInfo:
-        """One version; None = the newest. `name` may also be `name@version`."""
-        return self._transport.send(calls.get_intervention(name, version))
-
-    def versions(self, name: str) -> VersionList:
-        """Every version, oldest first."""
-        return self._transport.send(calls.list_versions(name))
-
-    def delete(self, name: str, version: int | str | None = None) -> DeleteResponse:
-        """Delete one version; None = all of them. Requests that run with it finish."""
-        return self._transport.send(calls.delete_intervention(name, version))
-
-    def grants(self, name: str) -> GrantList:
-        """The tenants that may use a set of the caller's."""
-        return self._transport.send(calls.list_grants(name))
-
-    def grant(self, name: str, tenant: str) -> Grant:
-        """Let another tenant use all versions of a set, under `<owner>/<name>`."""
-        return self._transport.send(calls.create_grant(name, tenant))
-
-    def withdraw(self, name: str, tenant: str) -> GrantDeleted:
-        """Take a grant back; one that was not there is no error."""
-        return self._transport.send(calls.delete_grant(name, tenant))
-
-    def download(
-        self,
-        name: str,
-        path: str | PathLike[str],
-        version: int | str | None = None,
-        *,
-        on_progress: Progress | None = None,
-    ) -> Path:
-        """Save a version as a file, whole or not at all; an existing file is replaced."""
-        return self._transport.save(calls.download_intervention(name, version), Path(path), on_progress)
 
 
 class ReftClient:

@@ -103,6 +103,10 @@ class Transport:
         """Send and read the whole answer."""
         return call.read_answer(self.open(call))
 
+    def text(self, call: Call[T]) -> str:
+        """Send, and read the whole answer as text."""
+        return self.open(call).text
+
     def stream(self, call: Call[T]) -> Stream[T]:
         """Send, and read the answer as the caller asks for it."""
         response = self.open(call)
@@ -209,6 +213,10 @@ class AsyncTransport:
     async def send(self, call: Call[T]) -> T:
         """Send and read the whole answer."""
         return call.read_answer(await self.open(call))
+
+    async def text(self, call: Call[T]) -> str:
+        """Send, and read the whole answer as text."""
+        return (await self.open(call)).text
 
     async def stream(self, call: Call[T]) -> AsyncStream[T]:
         """Send, and read the answer as the caller asks for it."""

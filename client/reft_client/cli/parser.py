@@ -16,6 +16,7 @@ from .grants import add_grants
 from .plugins import add_plugins
 from .reference import OfIntervention, parse_reference, parse_subspaces
 from .routes import add_routes
+from .sets import add_sets
 from .terminal import Terminal
 
 __all__ = ["build_parser"]
@@ -180,7 +181,14 @@ def _add_interventions(commands: Any) -> None:
         description="List, upload, show, download and delete intervention sets.",
     )
     sub = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add(sub, "list", "list what is stored, the newest version of each", resources.list_all, "reft interventions list")
+    every = _add(
+        sub,
+        "list",
+        "list what is stored, the newest version of each",
+        resources.list_all,
+        "reft interventions list\nreft interventions list --label task=style",
+    )
+    every.add_argument("--label", metavar="KEY[=VALUE],...", help="only those that have these labels")
     upload = _add(
         sub,
         "upload",
@@ -190,6 +198,8 @@ def _add_interventions(commands: Any) -> None:
     )
     upload.add_argument("file", type=Path)
     upload.add_argument("--name", help="(default: the file's name without its suffix)")
+    upload.add_argument("--if-match", metavar="HASH", help="only if the newest version has this content hash")
+    upload.add_argument("--must-be-new", action="store_true", help="only if the name has no version")
     show = _add(
         sub,
         "show",
@@ -200,6 +210,8 @@ def _add_interventions(commands: Any) -> None:
     show.add_argument("name", metavar="NAME[@VERSION]")
     versions = _add(sub, "versions", "list the versions", resources.versions, "reft interventions versions haiku")
     versions.add_argument("name", metavar="NAME")
+    for parser in (every, versions):
+        parser.add_argument("--deleted", action="store_true", help="what can be restored, instead of what lives")
     delete = _add(
         sub,
         "delete",
@@ -209,6 +221,7 @@ def _add_interventions(commands: Any) -> None:
     )
     delete.add_argument("name", metavar="NAME[@VERSION]")
     delete.add_argument("--yes", action="store_true", help="don't ask")
+    delete.add_argument("--purge", action="store_true", help="for good: nothing of it can be restored")
     download = _add(
         sub,
         "download",
@@ -220,6 +233,7 @@ def _add_interventions(commands: Any) -> None:
     download.add_argument("-o", "--output", type=Path, metavar="FILE", help="(default: NAME.safetensors)")
     download.add_argument("--force", action="store_true", help="replace an existing file")
     add_grants(sub, _add)
+    add_sets(sub, _add)
 
 
 def _add_bench(commands: Any) -> None:

@@ -16,11 +16,18 @@ __all__ = ["delete", "download", "health", "list_all", "models", "show", "upload
 
 def list_all(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     """`reft interventions list`."""
-    answer = client.interventions.list()
+    answer = client.interventions.list(label=args.label, deleted=args.deleted)
+    infos = list(answer.data)
+    while answer.has_more:
+        answer = client.interventions.list(label=args.label, deleted=args.deleted, after=answer.last_id)
+        infos += answer.data
+    answer = answer.model_copy(update={"data": tuple(infos)})
     if args.json:
         terminal.json(answer)
     elif answer.data:
         _print_infos(answer.data, terminal)
+    elif args.label or args.deleted:
+        terminal.note("there is none")
     else:
         terminal.note("nothing is stored yet; `reft interventions upload FILE` adds one")
     return 0
@@ -28,7 +35,7 @@ def list_all(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -
 
 def versions(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     """`reft interventions versions`."""
-    answer = client.interventions.versions(args.name)
+    answer = client.interventions.versions(args.name, deleted=args.deleted)
     if args.json:
         terminal.json(answer)
     else:
@@ -53,6 +60,8 @@ def upload(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> 
         answer = client.interventions.upload(
             args.file,
             args.name,
+            if_match=args.if_match,
+            must_be_new=args.must_be_new,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if args.json:
@@ -72,7 +81,7 @@ def delete(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> 
         if input(f"Delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
             terminal.note("nothing was deleted")
             return 0
-    answer = client.interventions.delete(args.name)
+    answer = client.interventions.delete(args.name, purge=args.purge)
     if args.json:
         terminal.json(answer)
     else:
@@ -150,6 +159,8 @@ def _details(info: InterventionInfo) -> list[tuple[str, str]]:
         ("version", str(info.version)),
         ("content hash", info.content_hash),
         ("description", info.description),
+        ("aliases", ", ".join(info.aliases)),
+        ("labels", ", ".join(f"{key}={value}" if value else key for key, value in info.labels.items())),
         ("license", info.license),
         ("base model", info.base_model),
         ("formula", ", ".join(info.formulas)),

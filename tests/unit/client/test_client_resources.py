@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +158,134 @@ def test_download_into_missing_folder_is_refused(make_client: MakeClient, tmp_pa
     handler, _ = answering(httpx.Response(200, stream=body([b"ab"])))
     with pytest.raises(reft_client.InvalidArgumentError, match="can't write"):
         make_client(handler).interventions.download("haiku", tmp_path / "no" / "out")
+
+
+ALIAS = {"name": "haiku", "alias": "prod", "version": 2, "content_hash": "sha256:ff", "previous": 1}
+SIDE = {"id": "c", "created": 1, "model": "m", "choices": [{"index": 0, "text": "hi"}]}
+COMPARISON = {"name": "haiku", "version": 1, "content_hash": "x", "is_same": False, "base": SIDE, "edited": SIDE}
+
+
+@pytest.mark.parametrize(
+    ("call", "method", "path", "body", "answer"),
+    [
+        (lambda sets: sets.promote("haiku", "prod", 2), "PUT", "haiku/aliases/prod", {"version": 2}, ALIAS),
+        (lambda sets: sets.promote("haiku", "prod", "x"), "PUT", "haiku/aliases/prod", {"version": "x"}, ALIAS),
+        (lambda sets: sets.rollback("haiku", "prod"), "POST", "haiku/aliases/prod/rollback", None, ALIAS),
+        (lambda sets: sets.alias("acme/haiku", "prod"), "GET", "haiku/aliases/prod?tenant=acme", None, ALIAS),
+        (lambda sets: sets.aliases("haiku"), "GET", "haiku/aliases", None, {"data": [ALIAS]}),
+        (
+            lambda sets: sets.delete_alias("haiku", "a/b"),
+            "DELETE",
+            "haiku/aliases/a%2Fb",
+            None,
+            {"name": "haiku", "alias": "a/b"},
+        ),
+        (
+            lambda sets: sets.describe("haiku", labels={"a": None, "b": "c"}),
+            "PATCH",
+            "haiku",
+            {"labels": {"a": None, "b": "c"}},
+            INFO,
+        ),
+        (lambda sets: sets.set_card("haiku", None), "DELETE", "haiku/card", None, INFO),
+        (
+            lambda sets: sets.restore("haiku", 2),
+            "POST",
+            "haiku/restore?version=2",
+            None,
+            {"name": "haiku", "data": [INFO]},
+        ),
+        (
+            lambda sets: sets.test("haiku@prod"),
+            "POST",
+            "haiku/test?version=prod",
+            None,
+            {"name": "haiku", "version": 1, "content_hash": "x", "self_test": {}},
+        ),
+        (
+            lambda sets: sets.compare("haiku", "hi", max_tokens=3, against="haiku@1"),
+            "POST",
+            "haiku/compare",
+            {"prompt": "hi", "against": "haiku@1", "max_tokens": 3},
+            COMPARISON,
+        ),
+        (
+            lambda sets: sets.compare("haiku", messages="hi"),
+            "POST",
+            "haiku/compare",
+            {"messages": [{"role": "user", "content": "hi"}]},
+            COMPARISON,
+        ),
+        (
+            lambda sets: sets.list(label="task=a", limit=2, after="shared/x", deleted=True),
+            "GET",
+            "?limit=2&after=shared%2Fx&deleted=true&label=task%3Da",
+            None,
+            {"data": []},
+        ),
+        (
+            lambda sets: sets.delete("haiku", purge=True),
+            "DELETE",
+            "haiku?purge=true",
+            None,
+            {"name": "haiku"},
+        ),
+    ],
+)
+def test_sets_ask_the_right_path(
+    make_client: MakeClient, call: Any, method: str, path: str, body: dict[str, Any] | None, answer: dict[str, Any]
+) -> None:
+    handler, requests = answering(answer)
+    assert call(make_client(handler).interventions) is not None
+    (request,) = requests
+    expected = "/v1/interventions" + (path if path.startswith("?") else f"/{path}")
+    assert (request.method, request.url.raw_path.decode()) == (method, expected)
+    assert (json.loads(request.content) if request.content else None) == body
+
+
+def test_card_is_text_both_ways(make_client: MakeClient) -> None:
+    handler, requests = answering(httpx.Response(200, text="# Haiku", headers={"content-type": "text/markdown"}), INFO)
+    client = make_client(handler)
+    assert client.interventions.card("haiku") == "# Haiku"
+    client.interventions.set_card("haiku", "# Über")
+    assert requests[1].content == "# Über".encode()
+    assert requests[1].headers["content-type"] == "text/markdown"
+
+
+def test_upload_sends_its_checksum_and_its_conditions(make_client: MakeClient, tmp_path: Path) -> None:
+    path = tmp_path / "haiku.safetensors"
+    path.write_bytes(b"content")
+    handler, requests = answering(httpx.Response(201, json=INFO))
+    make_client(handler).interventions.upload(
+        path, if_match="sha256:ff", content_hash="sha256:aa", provenance={"git": "abc"}, idempotency_key="k"
+    )
+    (request,) = requests
+    digest = base64.b64encode(hashlib.sha256(b"content").digest()).decode()
+    assert request.headers["content-digest"] == f"sha-256=:{digest}:"
+    assert request.headers["if-match"] == '"sha256:ff"'
+    assert request.headers["idempotency-key"] == "k"
+    params = {"name": "haiku", "content_hash": "sha256:aa", "provenance": '{"git": "abc"}'}
+    assert dict(request.url.params) == params
+
+
+def test_what_has_a_key_is_sent_again_when_the_connection_breaks(make_client: MakeClient, tmp_path: Path) -> None:
+    path = tmp_path / "haiku.safetensors"
+    path.write_bytes(b"content")
+    handler, requests = answering(httpx.ReadError("reset"), httpx.Response(201, json=INFO))
+    make_client(handler).interventions.upload(path, idempotency_key="k")
+    assert [request.headers["idempotency-key"] for request in requests] == ["k", "k"]
+    handler, requests = answering(httpx.ReadError("reset"), ALIAS)
+    make_client(handler).interventions.rollback("haiku", "prod")
+    assert len({request.headers["idempotency-key"] for request in requests}) == 1
+    assert len(requests) == 2
+
+
+def test_upload_that_would_replace_another_version_is_a_type_of_its_own(
+    make_client: MakeClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "haiku.safetensors"
+    path.write_bytes(b"content")
+    handler, requests = answering(error_response(412, "intervention_precondition_failed"))
+    with pytest.raises(reft_client.PreconditionFailedError):
+        make_client(handler).interventions.upload(path, must_be_new=True)
+    assert requests[0].headers["if-none-match"] == "*"

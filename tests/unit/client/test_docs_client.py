@@ -37,15 +37,27 @@ class CannedAnswers(BaseHTTPRequestHandler):
         "base_model": "m",
     }
 
+    ALIAS: ClassVar[dict[str, Any]] = {"name": "haiku", "alias": "prod", "version": 1, "content_hash": "sha256:ff"}
+
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        self._send(json.dumps({"task": "support", "revision": 1, "created": 1}), "application/json", 200)
+        route = {"task": "support", "revision": 1, "created": 1}
+        self._send(json.dumps(self.ALIAS if "/aliases/" in self.path else route), "application/json", 200)
+
+    def do_PATCH(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self._send(json.dumps(self.INFO), "application/json", 200)
 
     def do_POST(self) -> None:
         if self.path.endswith("/rollback"):
             self.do_PUT()
             return
         raw = self.rfile.read(int(self.headers["content-length"]))
+        if self.path.endswith("/compare"):
+            side = {**self.HEAD, "choices": [{"index": 0, "text": "hi"}]}
+            answer = json.dumps({**self.INFO, "is_same": True, "base": side, "edited": side})
+            self._send(answer, "application/json", 200)
+            return
         if self.path.startswith("/v1/interventions"):
             self._send(json.dumps(self.INFO), "application/json", 201)
             return
