@@ -35,6 +35,7 @@ MAX_MORE_TASKS, MAX_MORE_FILES = 3, 3
 """Once idle, over what there was before the load."""
 FLAGS = (
     *("--max-upload-bytes", str(MAX_UPLOAD_BYTES)),
+    *("--intervention-pool-bytes", "1MiB"),
     *("--engine-kv-cache-bytes", "256MiB"),
     *("--engine-prefix-cache-bytes", "64MiB"),
 )
