@@ -37,6 +37,12 @@ def _check_labels(labels: dict[str, Any]) -> dict[str, Any]:
     return labels
 
 
+def _check_lines(text: str) -> str:
+    if not all(line.isprintable() for line in text.replace("\t", " ").split("\n")):
+        raise ValueError("holds a control character")
+    return text
+
+
 LabelValue = Annotated[Text, Field(max_length=256)]
 LabelChanges = Annotated[dict[str, LabelValue | None], AfterValidator(_check_labels)]
 
@@ -51,7 +57,7 @@ class InterventionPatch(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    description: Annotated[Text, Field(max_length=1024)] | None = None
+    description: Annotated[Text, Field(max_length=1024), AfterValidator(_check_lines)] | None = None
     labels: LabelChanges | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from reft_client.types import InterventionUpload
+from reft_interventions.errors import InterventionManifestError
+from reft_interventions.manifest import parse_json
 from reft_interventions.store import PutCondition
 from reft_server.errors import InvalidRequestError, ReftError
 from reft_server.tenants import Caller
@@ -73,7 +76,11 @@ async def upload_intervention(
         name = await receive_upload(request, path, limit, digest) or name
         if not name:
             raise InvalidRequestError("name is missing: POST /v1/interventions?name=...", param="name")
-        sent = fingerprint(request, name, digest.sha256, if_match or "", if_none_match or "")
+        sent = ""
+        if idempotency_key is not None:  # the file's own bytes: each form has another boundary around them
+            sent = fingerprint(
+                request, name, await asyncio.to_thread(_sha256, path), if_match or "", if_none_match or ""
+            )
 
         async def store(name: str = name) -> InterventionUpload:
             return await _store(context, caller, path, name, condition, origin, content_hash)
@@ -113,9 +120,14 @@ def _details(provenance: str | None) -> dict[str, Any]:
     if provenance is None:
         return {}
     try:
-        details = json.loads(provenance)
-    except (ValueError, RecursionError):
-        details = None
+        details = parse_json(provenance)
+    except InterventionManifestError as error:
+        raise InvalidRequestError(f"provenance: {error.message}", param="provenance") from error
     if not isinstance(details, dict):
         raise InvalidRequestError("provenance must be a JSON object", param="provenance")
     return details
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
