@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +12,10 @@ from urllib.parse import quote
 from starlette.testclient import TestClient
 
 from reft_interventions import InterventionSet, dumps
+from reft_server.tenants import SCOPES, TenantDirectory
 from tests.intervention_sets import make_set
+
+MakeClient = Callable[..., TestClient]
 
 URL = "/v1/interventions"
 TEXTS = (
@@ -154,3 +158,41 @@ def test_query_may_have_many_keys_but_none_twice(client: TestClient) -> None:
     response = client.get(f"{URL}?{query}")
     assert response.status_code == 200
     assert is_clean_refusal(client.get(f"{URL}?{query}&k0="), 400)
+
+
+def test_hostile_text_is_no_fault_of_any_database(make_client: MakeClient, tmp_path: Path, database_url: str) -> None:
+    directory = TenantDirectory.of_store(tmp_path, database_url=database_url)
+    directory.open()
+    client = make_client(directory=directory)
+    client.headers["authorization"] = f"Bearer {directory.create_key('', SCOPES)[1].text}"
+    assert client.post(URL, params={"name": "style"}, content=dumps(make_set(0))).status_code == 201
+    route = {"targets": [{"intervention": "style"}]}
+    for text in TEXTS:
+        in_path = quote(text, safe="")
+        headers = {"idempotency-key": text.encode().translate(None, b"\x00\r\n")}
+        answers = [
+            client.patch(f"{URL}/style", json={"labels": {"team": text}, "description": text[:1024]}),
+            client.put(f"{URL}/style/card", content=text.encode(), headers={"content-type": "text/markdown"}),
+            client.put(f"{URL}/style/card", content=json.dumps(text), headers={"content-type": "application/json"}),
+            client.post(f"{URL}?name=style", content=dumps(make_set(1)), headers=headers),
+            client.put("/v1/routes/support", json={**route, "description": text[:256]}),
+            client.post("/v1/admin/tenants", json={"name": text}),
+            client.post("/v1/admin/tenants/shared/keys", json={"scopes": ["infer"], "description": text[:256]}),
+            client.delete(f"/v1/admin/keys/{in_path}"),
+            client.post(
+                "/v1/completions", json={"prompt": "a", "max_tokens": 1, "user": text[:500], "task": "support"}
+            ),
+            *(
+                client.get(path, params={key: text})
+                for path in (URL, "/v1/admin/audit", "/v1/admin/audit/export", "/v1/models")
+                for key in ("tenant", "action", "label", "after", "version")
+            ),
+            *(
+                client.get(f"{path}/{in_path}")
+                for path in (URL, "/v1/routes", "/v1/admin/tenants", f"{URL}/style/aliases", "/v1/models")
+            ),
+            client.get(f"/v1/routes/{in_path}/revisions"),
+            client.put(f"{URL}/style/grants/{in_path}"),
+        ]
+        faults = [(answer.request.url, answer.text) for answer in answers if answer.status_code >= 500]
+        assert not faults, (text, faults)
