@@ -57,6 +57,18 @@ def test_alias_is_a_version_on_every_route(client: TestClient) -> None:
     assert [one["aliases"] for one in client.get(f"{URL}/versions").json()["data"]] == [["prod"], []]
 
 
+def test_route_of_a_task_follows_an_alias(client: TestClient) -> None:
+    put(client, "prod", 1)
+    route = {"targets": [{"intervention": "style@prod"}]}
+    assert client.put("/v1/routes/greet", json=route).status_code == 200
+    versions = []
+    for version in (1, 2):
+        put(client, "prod", version)
+        answer = client.post("/v1/completions", json={"prompt": "abc", "task": "greet"}).json()
+        versions.append(answer["intervention"][0]["version"])
+    assert versions == [1, 2]
+
+
 def test_one_alias_is_promoted_to_another(client: TestClient) -> None:
     put(client, "prod", 1)
     put(client, "staging", 2)
