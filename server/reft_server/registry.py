@@ -6,9 +6,7 @@ import asyncio
 import logging
 import math
 import shutil
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -27,15 +25,13 @@ from .engine.types import Engine, SelfTestReport
 from .errors import ContentDigestError
 from .metrics import ResidentInterventions
 from .tenants import SHARED, TenantDirectory
-from .tenants.model import label_of
 from .tenants.namespaces import Namespaces
 from .tenants.set_book import Origin
 from .tenants.set_notes import SetNotes
+from .used_names import UsedNames
 
 logger = logging.getLogger(__name__)
 
-_NUM_USED_NAMES = 4096
-"""Names remembered by what they stand for; one that was used before so many others is resident without a name."""
 _PURGE_INTERVAL_S = 600.0
 _NUM_CONCURRENT_UPLOADS = 2
 """Uploads that are read at the same time; the others wait, so that memory stays bounded."""
@@ -66,36 +62,6 @@ class RegistryStats:
     num_names: int
     num_versions: int
     pool: PoolStats
-
-
-class _UsedNames:
-    """Names by content hash, the latest used last: the pool knows hashes only."""
-
-    def __init__(self) -> None:
-        self._names: OrderedDict[str, str] = OrderedDict()
-        self._in_use: Counter[tuple[str, str]] = Counter()
-
-    @contextmanager
-    def using(self, stored: StoredVersion) -> Iterator[None]:
-        """A request gets this version, and waits for it where it is not in memory."""
-        name = label_of(stored.tenant, stored.name)
-        key = (stored.content_hash, name)
-        self._in_use[key] += 1
-        try:
-            yield
-        finally:
-            self._in_use[key] -= 1
-            if not self._in_use[key]:
-                del self._in_use[key]
-        self._names[stored.content_hash] = name
-        self._names.move_to_end(stored.content_hash)
-        if len(self._names) > _NUM_USED_NAMES:
-            self._names.popitem(last=False)
-
-    def resident(self, pool: InterventionPool) -> ResidentInterventions:
-        names = dict.fromkeys(name for content_hash, name in reversed(self._names.items()) if content_hash in pool)
-        loading = dict.fromkeys(name for content_hash, name in self._in_use if content_hash not in pool)
-        return ResidentInterventions(tuple(names), tuple(loading))
 
 
 class Registry:
@@ -130,7 +96,7 @@ class Registry:
         self._engine = engine
         self._base = base
         self.limits = limits
-        self._names = _UsedNames()
+        self._names = UsedNames()
         self._upload_slots = asyncio.Semaphore(_NUM_CONCURRENT_UPLOADS)
 
     async def resolve(

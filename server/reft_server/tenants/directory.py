@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,49 +12,33 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from reft_client.types import AuditEntry
-from reft_interventions.errors import InvalidInterventionNameError, StoreError
+from reft_interventions.errors import InvalidInterventionNameError
 from reft_interventions.store import check_name
 from reft_server.errors import ApiKeyNotFoundError, InvalidRequestError, TenantExistsError, TenantNotFoundError
 
-from . import audit
-from .database import database_errors, engine_of_url, make_tables, memory_engine, reading, sqlite_engine
+from .database import engine_of_url, memory_engine, sqlite_engine
 from .keys import NewKey, new_key
 from .model import SHARED, SHARED_NAME, ApiKey, Scope, Tenant, TenantLimits, wire_name
-from .schema import API_KEYS, GRANTS, METADATA, OUTLIVES_TENANT, REVISION, TENANTS
-from .snapshot import EMPTY, Snapshot, read_snapshot
+from .schema import API_KEYS, GRANTS, METADATA, OUTLIVES_TENANT, TENANTS
+from .snapshot_database import SnapshotDatabase
 
 logger = logging.getLogger(__name__)
 
 _FILE_NAME = "tenants.sqlite3"
 _OWNER_COLUMNS = ("tenant", "owner", "reader")
 """What a column is called that says whose a row is."""
-REFRESH_S = 1.0
-"""How often a server looks for what others, or the command line, have changed."""
 
 
-class TenantDirectory:
-    """Tenants, keys and grants in a database that other processes may change too.
-
-    Every request is answered from `snapshot`, which is immutable and replaced as a whole. Writes are durable, and in
-    this process's snapshot, when they return; `watch` brings in those of other processes. All methods may be called
-    from any thread.
+class TenantDirectory(SnapshotDatabase):
+    """Tenants, keys and grants, and what changes them.
 
     Args:
         defaults: limits of tenants that have none of their own.
-
-    Attributes:
-        actor: who acts where no request is being served, for the audit log.
     """
 
     def __init__(self, engine: Engine, defaults: TenantLimits | None = None) -> None:
-        self._engine = engine
-        self.actor = audit.COMMAND_LINE
+        super().__init__(engine)
         self.defaults = defaults or TenantLimits()
-        self._lock = threading.RLock()
-        self._is_open = False
-        self._read_versions: Callable[[], object] = _read_nothing
-        self.snapshot: Snapshot = EMPTY
 
     @classmethod
     def of_store(
@@ -76,60 +57,10 @@ class TenantDirectory:
         """Gone with the process."""
         return cls(memory_engine(), defaults)
 
-    def open(self) -> None:
-        """Make the tables that are missing, and read them; calling twice is fine.
-
-        Raises:
-            StoreError: the database can't be used.
-        """
-        if self._is_open:
-            return
-        make_tables(self._engine)
-        self._is_open = True
-        self.refresh()
-
-    def close(self) -> None:
-        """Drop the connections; calling twice is fine."""
-        self._engine.dispose()
-        self._is_open = False
-
-    def refresh(self) -> bool:
-        """Read the tables again if they have changed; says whether they had.
-
-        Raises:
-            StoreError: the database can't be read.
-        """
-        with self._lock:
-            with reading(self._engine) as connection:
-                revision = connection.execute(select(REVISION.c.revision)).scalar_one()
-                newer = None if revision == self.snapshot.revision else read_snapshot(connection)
-            self._read_versions()
-            if newer is None:
-                return False
-            self.snapshot = newer
-        return True
-
-    def read_first(self, read_versions: Callable[[], object]) -> None:
-        """Have the store look for versions of other servers whenever this looks, and before a newer snapshot is used.
-
-        Otherwise an alias or a route could name a version that this server does not know yet.
-        """
-        self._read_versions = read_versions
-
     def limits_of(self, tenant: str) -> TenantLimits:
         """What a tenant may use now: its own limits, and the defaults where it has none; None = no limit."""
         found = self.snapshot.tenants.get(tenant)
         return self.defaults if found is None else found.limits.or_else(self.defaults)
-
-    async def watch(self) -> None:
-        """Refresh for ever. While the database can't be read, the last snapshot stays in use."""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                if await asyncio.to_thread(self.refresh):
-                    logger.info("tenants_refreshed revision=%d", self.snapshot.revision)
-            except StoreError as error:
-                logger.error("tenants_unreadable reason=%s", error.message)
 
     def create_tenant(self, name: str, limits: TenantLimits | None = None) -> Tenant:
         """Add a tenant.
@@ -281,89 +212,6 @@ class TenantDirectory:
         if found is None or not found.is_alive(time.time()):
             raise _no_key(key_id)
         return found
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A connection for what the snapshot does not hold.
-
-        Raises:
-            StoreError: the database can't be read.
-        """
-        self.open()
-        with self._lock, database_errors(), self._engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def writing(self, *, is_in_snapshot: bool = False) -> Iterator[Connection]:
-        """A transaction for what the audit log does not hold; others notice it where it `is_in_snapshot`.
-
-        Raises:
-            StoreError: the database can't be used; nothing was changed.
-        """
-        self.open()
-        with self._lock:
-            with database_errors(), self._engine.begin() as connection:
-                if is_in_snapshot:
-                    connection.execute(update(REVISION).values(revision=REVISION.c.revision + 1))
-                yield connection
-            if is_in_snapshot:
-                self.refresh()
-
-    @contextmanager
-    def change(self, action: str, tenant: str, target: str, /, **details: object) -> Iterator[Connection]:
-        """A transaction that others will notice; afterwards the snapshot has it, and the audit log an entry.
-
-        Args:
-            action, tenant, target, details: for the audit log; see `audit.record`.
-
-        Raises:
-            StoreError: the database can't be used; nothing was changed.
-        """
-        self.open()
-        with self._lock:
-            with database_errors(), self._engine.begin() as connection:
-                connection.execute(update(REVISION).values(revision=REVISION.c.revision + 1))
-                yield connection
-                audit.record(connection, self.actor, action, tenant, target, details)
-            self.refresh()
-
-    @contextmanager
-    def recording(self, action: str, tenant: str, target: str, /, **details: object) -> Iterator[None]:
-        """For a change outside of the database: the audit log gets its entry before, so that none goes without.
-
-        If the change fails, a second entry says so: `<action>.failed`.
-
-        Raises:
-            StoreError: the database can't be used; the change was not begun.
-        """
-        self._record(action, tenant, target, details)
-        try:
-            yield
-        except BaseException as error:
-            try:
-                self._record(f"{action}.failed", tenant, target, {**details, "error": type(error).__name__})
-            except StoreError as unrecorded:
-                logger.error("audit_incomplete action=%s.failed reason=%s", action, unrecorded.message)
-            raise
-
-    def _record(self, action: str, tenant: str, target: str, details: dict[str, object]) -> None:
-        self.open()
-        with self._lock, database_errors(), self._engine.begin() as connection:
-            audit.record(connection, self.actor, action, tenant, target, details)
-
-    def audit_entries(self, query: audit.AuditQuery) -> tuple[AuditEntry, ...]:
-        """What the audit log holds.
-
-        Raises:
-            StoreError: the database can't be read.
-        """
-        self.open()
-        with self._lock, reading(self._engine) as connection:
-            return audit.read(connection, query)
-
-
-def _read_nothing() -> None:
-    """There is no store whose versions change elsewhere."""
 
 
 def check_tenant_name(name: str) -> str:

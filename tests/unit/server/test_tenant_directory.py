@@ -282,7 +282,7 @@ def test_watch_survives_a_database_that_is_away(
     directory: TenantDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     born = directory.create_key("acme", ("infer",))[1]
-    monkeypatch.setattr("reft_server.tenants.directory.REFRESH_S", 0.001)
+    monkeypatch.setattr("reft_server.tenants.snapshot_database.REFRESH_S", 0.001)
     attempts = 0
 
     def fail() -> bool:
