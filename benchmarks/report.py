@@ -31,6 +31,7 @@ def section(folder: Path = RESULTS) -> str:
         *_single(folder),
         _fairness(read_result("fairness", folder)),
         _soak(read_result("soak", folder)),
+        _load(read_result("load", folder)),
     ]
     return "\n\n".join(blocks)
 
@@ -137,6 +138,24 @@ def _soak(run: dict[str, Any]) -> str:
         f"{run['totals']['prefix_cache_evictions']:,.0f} evicted blocks. Its {len(run['checks'])} checks {held}: known "
         f"answers stayed the same, nothing was left running, the KV cache was empty, no engine restart; resident "
         f"memory grew by {run['rss_growth']:.1%}."
+    )
+
+
+def _load(run: dict[str, Any]) -> str:
+    outcomes, job = run["outcomes"], run["job"]
+
+    def count(beginning: str) -> int:
+        return sum(number for outcome, number in outcomes.items() if outcome.startswith(beginning))
+
+    held = "all held" if all(run["checks"].values()) else "NOT all held"
+    return (
+        f"Tenants under load: {job['minutes']:g} minutes with {job['num_clients']} streaming clients of "
+        f"{job['num_tenants']} tenants that have sets under the same names (`python -m benchmarks.load`), while sets, "
+        f"aliases and routes change ({count('changed'):,} changes); {count('disconnected'):,} disconnects, "
+        f"{count('refused'):,} bad requests, {count('busy'):,} told to come later. Its {len(run['checks'])} checks "
+        f"{held}: of {count('answered'):,} answers none had another tenant's set, {run['num_checked_texts']:,} were "
+        f"compared with a known text, no 5xx but 503, no file or task was left; resident memory grew by "
+        f"{run['rss_growth']:.1%}."
     )
 
 
