@@ -41,7 +41,7 @@ def draw(results: Sequence[dict[str, Any]]) -> str:
 def _axes(result: dict[str, Any]) -> Iterator[str]:
     yield svg.text(_LEFT, 20, "Throughput over the base model's on the same server, by adapters in the batch", size=14)
     job = result["job"]
-    setting = f"{job['model']} {job['dtype']}; {job['sets']}; LoRA r8, q and v of every layer; bars: range of rounds"
+    setting = f"{job['model']} {job['dtype']}; {job['sets']}; LoRA r8 on q and v; bars: range of rounds"
     yield svg.text(_LEFT, 38, setting, fill="#666")
     for percent in range(0, 121, 20):
         y = _y(percent / 100)
