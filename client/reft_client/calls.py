@@ -20,6 +20,7 @@ from .types import (
     ChatChunk,
     ChatCompletionRequest,
     ChatCompletionResponse,
+    ChatMessage,
     CompletionChunk,
     CompletionRequest,
     CompletionResponse,
@@ -168,8 +169,12 @@ def _completion_request(prompt: Prompt, options: CompletionOptions, stream: bool
 
 
 def _chat_request(messages: Messages, options: ChatOptions, stream: bool) -> ChatCompletionRequest:
-    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-    return _build(ChatCompletionRequest, {"messages": turns, **_fields(options, stream)}, options)
+    return _build(ChatCompletionRequest, {"messages": as_turns(messages), **_fields(options, stream)}, options)
+
+
+def as_turns(messages: Messages) -> list[ChatMessage | Mapping[str, object]]:
+    """A conversation as a list; a text is one user turn."""
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
 
 
 def _fields(options: GenerationOptions, stream: bool) -> dict[str, object]:

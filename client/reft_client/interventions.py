@@ -116,10 +116,7 @@ class Interventions:
             description: empty = none.
             labels: by key; None takes one away.
         """
-        given = {"description": description, "labels": labels}
-        return self._transport.send(
-            set_calls.describe(name, {key: value for key, value in given.items() if value is not None})
-        )
+        return self._transport.send(set_calls.describe(name, description, labels))
 
     def aliases(self, name: str) -> AliasList:
         """The aliases of a set, and the versions that they name."""
@@ -169,9 +166,8 @@ class Interventions:
             against: another set or version in the place of the base model.
             options: `max_tokens`, `temperature`, `seed`, `scale` and the like.
         """
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        fields = {"prompt": prompt, "messages": turns, "against": against, **options}
-        return self._transport.send(set_calls.compare(name, version, fields))
+        fields = {"prompt": prompt, "against": against, **options}
+        return self._transport.send(set_calls.compare(name, version, messages, fields))
 
     def grants(self, name: str) -> GrantList:
         """The tenants that may use a set of the caller's."""
@@ -250,10 +246,7 @@ class AsyncInterventions:
         self, name: str, *, description: str | None = None, labels: Mapping[str, str | None] | None = None
     ) -> InterventionInfo:
         """See `Interventions.describe`."""
-        given = {"description": description, "labels": labels}
-        return await self._transport.send(
-            set_calls.describe(name, {key: value for key, value in given.items() if value is not None})
-        )
+        return await self._transport.send(set_calls.describe(name, description, labels))
 
     async def aliases(self, name: str) -> AliasList:
         """See `Interventions.aliases`."""
@@ -298,9 +291,8 @@ class AsyncInterventions:
         **options: Any,
     ) -> InterventionComparison:
         """See `Interventions.compare`."""
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        fields = {"prompt": prompt, "messages": turns, "against": against, **options}
-        return await self._transport.send(set_calls.compare(name, version, fields))
+        fields = {"prompt": prompt, "against": against, **options}
+        return await self._transport.send(set_calls.compare(name, version, messages, fields))
 
     async def grants(self, name: str) -> GrantList:
         """See `Interventions.grants`."""

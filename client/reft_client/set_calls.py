@@ -13,8 +13,9 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from .calls import Call, FileBody, Progress, target
+from .calls import Call, FileBody, Progress, as_turns, target
 from .errors import InvalidArgumentError
+from .options import Messages
 from .request_body import request_body
 from .types import (
     Alias,
@@ -128,10 +129,11 @@ def restore(name: str, version: int | str | None) -> Call[RestoreResponse]:
     return Call("POST", f"{path}/restore", RestoreResponse, params=params)
 
 
-def describe(name: str, changes: Mapping[str, object]) -> Call[InterventionInfo]:
-    """`PATCH /v1/interventions/{name}`."""
+def describe(name: str, description: str | None, labels: Mapping[str, str | None] | None) -> Call[InterventionInfo]:
+    """`PATCH /v1/interventions/{name}`; what is None stays as it is."""
     path, params = target(name)
-    body = request_body(InterventionPatch, changes)
+    given = {"description": description, "labels": labels}
+    body = request_body(InterventionPatch, {key: value for key, value in given.items() if value is not None})
     return Call("PATCH", path, InterventionInfo, params=params, body=body, is_idempotent=True)
 
 
@@ -201,8 +203,11 @@ def run_test(name: str, version: int | str | None) -> Call[InterventionTest]:
     return Call("POST", f"{path}/test", InterventionTest, params=params, is_idempotent=True)
 
 
-def compare(name: str, version: int | str | None, fields: Mapping[str, Any]) -> Call[InterventionComparison]:
-    """`POST /v1/interventions/{name}/compare`."""
+def compare(
+    name: str, version: int | str | None, messages: Messages | None, fields: Mapping[str, Any]
+) -> Call[InterventionComparison]:
+    """`POST /v1/interventions/{name}/compare`; a text for `messages` is a user's."""
     path, params = target(name, version)
-    body = request_body(InterventionComparisonRequest, fields)
+    turns = None if messages is None else as_turns(messages)
+    body = request_body(InterventionComparisonRequest, {"messages": turns, **fields})
     return Call("POST", f"{path}/compare", InterventionComparison, params=params, body=body)

@@ -113,10 +113,7 @@ def _delete_tenant(args: argparse.Namespace, client: ReftClient, terminal: Termi
             terminal.note("nothing was deleted")
             return 0
     answer = client.admin.delete_tenant(args.tenant)
-    if args.json:
-        terminal.json(answer)
-    else:
-        terminal.line(f"deleted {answer.name}")
+    terminal.answer(answer, f"deleted {answer.name}", is_json=args.json)
     return 0
 
 
@@ -146,10 +143,7 @@ def _rotate_key(args: argparse.Namespace, client: ReftClient, terminal: Terminal
 
 def _revoke_key(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     answer = client.admin.revoke_key(args.key_id)
-    if args.json:
-        terminal.json(answer)
-    else:
-        terminal.line(f"revoked the key {answer.id} of {answer.tenant}")
+    terminal.answer(answer, f"revoked the key {answer.id} of {answer.tenant}", is_json=args.json)
     return 0
 
 

@@ -34,17 +34,11 @@ def _grants(args: argparse.Namespace, client: ReftClient, terminal: Terminal) ->
 
 def _grant(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     answer = client.interventions.grant(args.name, args.tenant)
-    if args.json:
-        terminal.json(answer)
-    else:
-        terminal.line(f"{answer.tenant} may use {answer.name}")
+    terminal.answer(answer, f"{answer.tenant} may use {answer.name}", is_json=args.json)
     return 0
 
 
 def _withdraw(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     answer = client.interventions.withdraw(args.name, args.tenant)
-    if args.json:
-        terminal.json(answer)
-    else:
-        terminal.line(f"{answer.tenant} may no longer use {answer.name}")
+    terminal.answer(answer, f"{answer.tenant} may no longer use {answer.name}", is_json=args.json)
     return 0

@@ -82,10 +82,9 @@ def delete(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> 
             terminal.note("nothing was deleted")
             return 0
     answer = client.interventions.delete(args.name, purge=args.purge)
-    if args.json:
-        terminal.json(answer)
-    else:
-        terminal.line(f"deleted {answer.name}{'' if answer.version is None else f'@{answer.version}'}")
+    terminal.answer(
+        answer, f"deleted {answer.name}{'' if answer.version is None else f'@{answer.version}'}", is_json=args.json
+    )
     return 0
 
 
@@ -103,10 +102,7 @@ def download(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -
             info.version,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total or None),
         )
-    if args.json:
-        terminal.json(info)
-    else:
-        terminal.line(f"saved {info.name}@{info.version} as {path}")
+    terminal.answer(info, f"saved {info.name}@{info.version} as {path}", is_json=args.json)
     return 0
 
 
@@ -127,10 +123,7 @@ def health(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> 
     """`reft health`: fails when the server is up but takes no requests."""
     client.health()
     answer = client.ready()
-    if args.json:
-        terminal.json(answer)
-    else:
-        terminal.line(f"{client.base_url} is up and takes requests")
+    terminal.answer(answer, f"{client.base_url} is up and takes requests", is_json=args.json)
     return 0
 
 

@@ -105,10 +105,7 @@ def _delete(args: argparse.Namespace, client: ReftClient, terminal: Terminal) ->
             terminal.note("nothing was deleted")
             return 0
     answer = client.routes.delete(args.task)
-    if args.json:
-        terminal.json(answer)
-    else:
-        terminal.line(f"deleted the route of {answer.task}")
+    terminal.answer(answer, f"deleted the route of {answer.task}", is_json=args.json)
     return 0
 
 

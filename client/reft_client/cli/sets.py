@@ -115,20 +115,15 @@ def _rollback(args: argparse.Namespace, client: ReftClient, terminal: Terminal) 
 
 
 def _show_alias(args: argparse.Namespace, answer: Alias, terminal: Terminal) -> int:
-    if args.json:
-        terminal.json(answer)
-    else:
-        before = "" if answer.previous is None else f", which was version {answer.previous}"
-        terminal.line(f"{answer.name}@{answer.alias} is version {answer.version}{before}")
+    before = "" if answer.previous is None else f", which was version {answer.previous}"
+    text = f"{answer.name}@{answer.alias} is version {answer.version}{before}"
+    terminal.answer(answer, text, is_json=args.json)
     return 0
 
 
 def _unalias(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     answer = client.interventions.delete_alias(args.name, args.alias)
-    if args.json:
-        terminal.json(answer)
-    else:
-        terminal.line(f"{answer.name} has no alias {answer.alias} any more")
+    terminal.answer(answer, f"{answer.name} has no alias {answer.alias} any more", is_json=args.json)
     return 0
 
 
@@ -170,10 +165,7 @@ def _card(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> i
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"can't read {args.write}: {error}") from error
     info = client.interventions.set_card(args.name, text)
-    if args.json:
-        terminal.json(info)
-    else:
-        terminal.line(f"wrote the card of {info.name}")
+    terminal.answer(info, f"wrote the card of {info.name}", is_json=args.json)
     return 0
 
 

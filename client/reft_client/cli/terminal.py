@@ -74,6 +74,13 @@ class Terminal:
         """Write a line."""
         self.write(f"{text}\n")
 
+    def answer(self, model: BaseModel, text: str, *, is_json: bool) -> None:
+        """Write what the server said: as JSON for programs, or a line that says it to people."""
+        if is_json:
+            self.json(model)
+        else:
+            self.line(text)
+
     def json(self, model: BaseModel, *, indent: int | None = 2) -> None:
         """Write what the server said, as JSON."""
         self.stdout.write(model.model_dump_json(indent=indent) + "\n")
