@@ -94,13 +94,13 @@ class SnapshotDatabase:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection for what the snapshot does not hold.
+        """A connection for what the snapshot does not hold; its selects all see one moment.
 
         Raises:
             StoreError: the database can't be read.
         """
         self.open()
-        with self._lock, database_errors(), self._engine.connect() as connection:
+        with self._lock, reading(self._engine) as connection:
             yield connection
 
     @contextmanager
@@ -153,8 +153,7 @@ class SnapshotDatabase:
             raise
 
     def _record(self, action: str, tenant: str, target: str, details: dict[str, object]) -> None:
-        self.open()
-        with self._lock, database_errors(), self._engine.begin() as connection:
+        with self.writing() as connection:
             audit.record(connection, self.actor, action, tenant, target, details)
 
     def audit_entries(self, query: audit.AuditQuery) -> tuple[AuditEntry, ...]:
@@ -163,8 +162,7 @@ class SnapshotDatabase:
         Raises:
             StoreError: the database can't be read.
         """
-        self.open()
-        with self._lock, reading(self._engine) as connection:
+        with self.reading() as connection:
             return audit.read(connection, query)
 
 
