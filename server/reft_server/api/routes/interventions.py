@@ -158,8 +158,7 @@ def _list(
     found = [stored for stored in found if _has_labels(context, stored, labels)]
 
     def key(stored: StoredVersion) -> tuple[int, str, str, int]:
-        rank = 0 if stored.tenant == tenant else 1 if stored.tenant == SHARED else 2
-        return rank, stored.tenant, stored.name, stored.version if deleted else 0
+        return _key(stored.tenant, stored.name, stored.version if deleted else 0, tenant)
 
     start = None if after is None else _key_of_id(after, tenant)
     page = Page(found, key, limit, start)
@@ -182,8 +181,12 @@ def _key_of_id(text: str, tenant: str) -> tuple[int, str, str, int]:
     full, _, version = text.partition("@")
     owner, slash, name = full.rpartition("/")
     owner = tenant_of_wire_name(owner) if slash else tenant
-    rank = 0 if owner == tenant else 1 if owner == SHARED else 2
-    return rank, owner, name, int(version) if version.isascii() and version.isdigit() else 0
+    return _key(owner, name, int(version) if version.isascii() and version.isdigit() else 0, tenant)
+
+
+def _key(owner: str, name: str, version: int, tenant: str) -> tuple[int, str, str, int]:
+    """What a tenant's list is ordered by: its own sets, the shared ones, those that others granted."""
+    return 0 if owner == tenant else 1 if owner == SHARED else 2, owner, name, version
 
 
 def _has_labels(context: ApiContext, stored: StoredVersion, wanted: Sequence[str]) -> bool:
