@@ -1,9 +1,8 @@
-"""The bookkeeping of decode graphs, with graphs that run the captured function again: on a CPU, in the interpreter."""
+"""Decode graphs, recorded and replayed on a CPU, in the interpreter."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,22 +20,7 @@ from reft_server.engine.scheduler import ScheduledChunk
 from reft_server.engine.sequence import Sequence
 from reft_server.engine.stream import NullStream
 from reft_server.engine.types import GenerationRequest, SamplingParams
-
-
-class FakeGraphs:
-    """What a GPU does, without one: the recorded function runs again, and its result lies in the same tensor."""
-
-    def __init__(self) -> None:
-        self.num_captured = 0
-
-    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        self.num_captured += 1
-        out = function().clone()
-
-        def replay() -> None:
-            out.copy_(function())
-
-        return replay, out
+from tests.recorded_graphs import RecordedGraphs
 
 
 def sequence(model: Any, cache: PagedKVCache, tokens: list[int], *sets: FoldedSet) -> Sequence:
@@ -65,7 +49,7 @@ def test_buckets_cover_every_batch_size() -> None:
 
 
 def test_replayed_steps_equal_plain_ones(packed: PackedModel, tiny_model: Any, make_set: Any) -> None:
-    graphs = FakeGraphs()
+    graphs = RecordedGraphs()
     graphed = GraphedModel(packed, max_num_seqs=4, max_model_len=64, capture=graphs)
     model = tiny_model("llama", num_hidden_layers=2)
     folded = [make_set(model, {"positions": "all", "layer": i}, seed=i).fold() for i in (0, 1)]
@@ -90,7 +74,7 @@ def test_replayed_steps_equal_plain_ones(packed: PackedModel, tiny_model: Any, m
 
 
 def test_a_step_with_part_of_a_prompt_is_not_replayed(packed: PackedModel) -> None:
-    graphed = GraphedModel(packed, max_num_seqs=4, max_model_len=64, capture=FakeGraphs())
+    graphed = GraphedModel(packed, max_num_seqs=4, max_model_len=64, capture=RecordedGraphs())
     cache = PagedKVCache(packed.kv_layout, budget_bytes=1 << 20, max_tokens=64)
     one = sequence(packed, cache, [5, 6, 7])
     batch = build_batch([ScheduledChunk(one, 0, 2)], torch.device("cpu"), EditPlanner.for_layout(packed.kv_layout))
