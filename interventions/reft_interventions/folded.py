@@ -15,6 +15,11 @@ from .positions import InterventionPositions, count
 SiteKey = tuple[int, str]
 """(layer, component), for instance `(12, "block_output")`."""
 
+ALIGNMENT = 128
+"""Bytes: where a weight of a packed set may start. A GPU reads memory in lines of as many."""
+
+_ALIGNED_VALUES = ALIGNMENT // torch.float32.itemsize
+
 
 class FoldedEdit(Protocol):
     """A pure function of hidden rows, with its weights in float32 on one device."""
@@ -44,8 +49,8 @@ class FoldedEdit(Protocol):
         """Each token has an edit of its own, which `of_tokens` selects."""
         ...
 
-    def to(self, device: torch.device) -> FoldedEdit:
-        """A copy on `device`."""
+    def with_weights(self, function: Callable[[Tensor], Tensor]) -> FoldedEdit:
+        """The same edit with each of its weights replaced by what `function` makes of it."""
         ...
 
     @property
@@ -78,12 +83,14 @@ class FoldedSet:
     """A whole intervention set, ready to run; interventions at the same site apply in order.
 
     `content_hash` is the set's identity (scale, rank dimensions and source included): equal hashes mean equal
-    behaviour. `origin` is the set whose weights this one shares; it lives as long as this one does.
+    behaviour. `origin` is the set whose weights this one shares; it lives as long as this one does. `buffer`, where
+    there is one, holds all of the weights, which are views of it: see `packed`.
     """
 
     content_hash: str
     interventions: tuple[FoldedIntervention, ...]
     origin: FoldedSet | None = field(default=None, repr=False)
+    buffer: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def num_bytes(self) -> int:
@@ -151,7 +158,52 @@ class FoldedSet:
 
     def to(self, device: torch.device) -> FoldedSet:
         """A copy with every weight on `device`."""
-        return replace(self, interventions=self._with_edits(lambda edit: edit.to(device)))
+        if self.buffer is not None:
+            return self.with_buffer(self.buffer.to(device))
+        return self._with_weights(lambda weight: weight.to(device), buffer=None)
+
+    def packed(self, *, is_pinned: bool = False) -> FoldedSet:
+        """The set with its weights one after the other in one buffer of host memory, which a single copy moves.
+
+        Each weight is contiguous and starts at a multiple of `ALIGNMENT` bytes; what several edits share is there once.
+
+        Args:
+            is_pinned: the buffer is page-locked: a GPU copies from it while the host goes on.
+        """
+        firsts: dict[int, int] = {}
+        num_values = 0
+        weights = self._weights()
+        for weight in weights:
+            firsts[id(weight)] = num_values
+            num_values += -(-weight.numel() // _ALIGNED_VALUES) * _ALIGNED_VALUES
+        buffer = torch.empty(num_values, dtype=torch.float32, pin_memory=is_pinned)
+
+        def packed(weight: Tensor) -> Tensor:
+            first = firsts[id(weight)]
+            return buffer[first : first + weight.numel()].view(weight.shape)
+
+        for weight in weights:
+            packed(weight).copy_(weight)
+        return self._with_weights(packed, buffer)
+
+    def with_buffer(self, buffer: Tensor) -> FoldedSet:
+        """The packed set over a copy of its buffer, on any device."""
+        return self._with_weights(
+            lambda weight: buffer.as_strided(weight.shape, weight.stride(), weight.storage_offset()), buffer
+        )
+
+    def _weights(self) -> list[Tensor]:
+        """Every weight once."""
+        weights: dict[int, Tensor] = {}
+
+        def note(weight: Tensor) -> Tensor:
+            return weights.setdefault(id(weight), weight)
+
+        self._with_weights(note, buffer=None)
+        return list(weights.values())
+
+    def _with_weights(self, function: Callable[[Tensor], Tensor], buffer: Tensor | None) -> FoldedSet:
+        return replace(self, interventions=self._with_edits(lambda edit: edit.with_weights(function)), buffer=buffer)
 
     def _with_edits(self, function: Callable[[FoldedEdit], FoldedEdit]) -> tuple[FoldedIntervention, ...]:
         edits = {id(i.edit): i.edit for i in self.interventions}

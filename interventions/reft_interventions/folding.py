@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NoReturn, Self, TypeVar
@@ -68,9 +68,9 @@ class TensorEdit(ABC):
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in named if isinstance(value, Tensor)}
 
-    def to(self, device: torch.device) -> Self:
-        """A copy with every weight on `device`."""
-        return self.with_tensors({name: tensor.to(device) for name, tensor in self.tensors().items()})
+    def with_weights(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same edit with each of its weights replaced by what `function` makes of it."""
+        return self.with_tensors({name: function(tensor) for name, tensor in self.tensors().items()})
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """The same edit with other weights, by the names of `tensors`."""

@@ -357,7 +357,7 @@ class Registry:
     def _read_upload(self, path: Path) -> tuple[InterventionSet, FoldedSet]:
         intervention_set = load(path, self.limits)
         validate_for_base(intervention_set, self._base)
-        return intervention_set, intervention_set.fold()
+        return intervention_set, self._fold(intervention_set)
 
     def _load_stored(self, stored: StoredVersion) -> FoldedSet:
         # The limit on files is for new ones: it may have been larger when this one came.
@@ -366,7 +366,11 @@ class Registry:
         # Servers with different base models may share one store. The values were checked before it was stored, and its
         # hash shows that they are the same.
         check_base(intervention_set, self._base)
-        return intervention_set.fold()
+        return self._fold(intervention_set)
+
+    def _fold(self, intervention_set: InterventionSet) -> FoldedSet:
+        folded = intervention_set.fold()
+        return folded if self._device_pool is None else self._device_pool.stage(folded)
 
     async def _import(self, path: Path) -> StoredVersion | None:
         """Import one bundled file unless its content is known; the file itself stays."""

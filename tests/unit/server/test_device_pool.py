@@ -9,12 +9,13 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from reft_interventions.folded import FoldedSet
+from reft_interventions.folded import FoldedEdit, FoldedSet
 from reft_server.engine.device_pool import DevicePool, DevicePoolStats
 from reft_server.errors import EngineOverloadedError, InvalidRequestError
 from tests.intervention_sets import make_set
@@ -43,9 +44,12 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+def weights(edit: FoldedEdit) -> list[torch.Tensor]:
+    return [value for value in vars(edit).values() if torch.is_tensor(value)]
+
+
 def devices(folded: FoldedSet) -> set[str]:
-    weights = (value for i in folded.interventions for value in vars(i.edit).values())
-    return {str(value.device) for value in weights if torch.is_tensor(value)}
+    return {str(value.device) for i in folded.interventions for value in weights(i.edit)}
 
 
 def test_place_copies_once_and_keeps_content_and_order() -> None:
@@ -175,11 +179,11 @@ class Stuck(FoldedSet):
     gate: threading.Event
     failure: Exception | None
 
-    def to(self, device: torch.device) -> FoldedSet:
+    def packed(self, *, is_pinned: bool = False) -> FoldedSet:
         assert self.gate.wait(timeout=30)
         if self.failure is not None:
             raise self.failure
-        return super().to(device)
+        return super().packed(is_pinned=is_pinned)
 
 
 def stuck(one: FoldedSet, failure: Exception | None = None) -> Stuck:
@@ -238,5 +242,53 @@ def test_place_under_load_never_exceeds_the_budget_and_ends_with_nothing_pinned(
         await asyncio.gather(*(request(i % 5, (i * 3 + 1) % 5) for i in range(10)))
         await until(lambda: pool.stats().num_pinned == 0)
         assert pool.stats().num_evictions > 0
+
+    run(scenario())
+
+
+class OneByOne:
+    """A device whose copies are counted."""
+
+    is_pinned = False
+
+    def __init__(self) -> None:
+        self.sources: list[torch.Tensor] = []
+
+    def copy(self, source: torch.Tensor) -> torch.Tensor:
+        self.sources.append(source)
+        return source.to("meta")
+
+
+def test_set_goes_to_the_device_as_one_copy_of_the_buffer_that_it_was_staged_in() -> None:
+    async def scenario() -> None:
+        stream = OneByOne()
+        pool = DevicePool(torch.device("meta"), 4 * SET_BYTES, 30.0, stream)
+        staged = pool.stage(SETS[0])
+        assert pool.stage(staged) is staged
+        placed, other = await pool.place([staged, SETS[1]])
+        assert len(stream.sources) == 2
+        assert any(source is staged.buffer for source in stream.sources)
+        for one in (placed, other):
+            assert one.buffer is not None
+            storages = {tensor.untyped_storage()._cdata for i in one.interventions for tensor in weights(i.edit)}
+            assert storages == {one.buffer.untyped_storage()._cdata}
+
+    run(scenario())
+
+
+def test_thousands_of_sets_stay_within_the_budget_and_leave_in_the_order_of_their_last_use() -> None:
+    async def scenario() -> None:
+        pool = make_pool(500)
+        sets = [replace(SETS[0], content_hash=f"{number}") for number in range(1500)]
+        held = [await pool.place([one]) for one in sets[:10]]
+        for one in sets[10:]:
+            await pool.place([one])
+            assert pool.stats().num_bytes <= 500 * SET_BYTES
+        await until(lambda: pool.stats().num_pinned == 10)
+        assert pool.stats() == DevicePoolStats(500, 500 * SET_BYTES, 10, 1000)
+        await pool.place([*sets[:10], *sets[1010:]])  # those that are held and the newest are still there
+        assert pool.stats().num_evictions == 1000
+        del held
+        await until(lambda: pool.stats().num_pinned == 0)
 
     run(scenario())
