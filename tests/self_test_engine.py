@@ -29,6 +29,10 @@ class SelfTestEngine:
         )
 
     @property
+    def is_broken(self) -> bool:
+        return False
+
+    @property
     def is_ready(self) -> bool:
         return True
 

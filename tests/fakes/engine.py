@@ -47,6 +47,7 @@ class FakeEngine(SelfTestEngine):
         self.step = 1
         self.num_waiting = 3
         self.ready = True
+        self.broken = False
         self.is_started = False
         self.submitted: list[GenerationRequest] = []
         self.streams: list[FakeStream] = []
@@ -68,6 +69,10 @@ class FakeEngine(SelfTestEngine):
     @property
     def is_ready(self) -> bool:
         return self.ready and self.is_started
+
+    @property
+    def is_broken(self) -> bool:
+        return self.broken
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         if not self.is_started:

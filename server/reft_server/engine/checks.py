@@ -1,4 +1,4 @@
-"""Checks at start: can this model be served exactly?"""
+"""Checks of a model path: is it exact, at the start; does it still run, after a failure?"""
 
 from __future__ import annotations
 
@@ -53,3 +53,15 @@ def check_exact(
             f"{name} can't be served exactly: its logits differ from transformers' own by {difference:.1e} of their "
             f"spread (at most {tolerance:.0e} allowed)"
         )
+
+
+def check_runs(model: Model, vocab_size: int) -> None:
+    """Run the probe prompt once more, apart from every request: was a failure the request's fault, or the device's?
+
+    Raises:
+        RuntimeError: the logits are not finite, as they were at the start.
+        Exception: whatever a forward raises that can't run.
+    """
+    logits = run_alone(model, probe_token_ids(vocab_size), chunk_sizes=_CHUNK_SIZES)
+    if not torch.isfinite(logits).all():
+        raise RuntimeError("the model's own logits are no longer finite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from reft_interventions.folded import FoldedSet
 from reft_server.errors import EngineDeadError, EngineOverloadedError, EngineStepError, ReftError
 
 from .batch import build_batch
+from .checks import check_runs
 from .edit_plan import EditPlanner
 from .kv_memory import KVAllocator
 from .paged_cache import make_kv_cache
@@ -34,6 +36,12 @@ from .validation import validate_request
 from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+_FIRST_TRIAL_AFTER_S = 0.5
+_MAX_TIME_BETWEEN_TRIALS_S = 30.0
+"""Of a model that does not run any more: how soon it is tried again, and how seldom in the end."""
+_BROKEN_AFTER_S = 60.0
+"""A model that has not run for so long will not run again in this process."""
 
 
 class LocalEngine:
@@ -55,7 +63,9 @@ class LocalEngine:
         self._watchdog = Watchdog(settings.max_step_time_s, self._on_hang)
         self._is_stopping = False
         self._is_restarting = False
+        self._failing_since: float | None = None
         self._has_cancelled = False
+        self._has_failed = False
         self._outputs: dict[Sequence, list[TokenOutput]] = {}
         self._edit_planner = EditPlanner.for_layout(model.kv_layout)
         self._counters: Counter[str] = Counter()
@@ -68,6 +78,11 @@ class LocalEngine:
     def is_ready(self) -> bool:
         is_running = self._thread is not None and self._thread.is_alive()
         return is_running and not (self._is_stopping or self._is_restarting or self._watchdog.is_hung)
+
+    @property
+    def is_broken(self) -> bool:
+        since = self._failing_since
+        return since is not None and time.monotonic() - since > _BROKEN_AFTER_S
 
     def submit(self, request: GenerationRequest) -> QueueStream:
         validate_request(request, self.model_info, self._kv_cache)
@@ -190,6 +205,7 @@ class LocalEngine:
                 self._is_restarting = True
                 self._counters["restarts"] += 1
                 self._fail_all(EngineDeadError("the engine failed and was restarted; send the request again"))
+                self._wait_until_model_runs()
         self._fail_all(EngineDeadError("the server is shutting down"))
         for job in self._jobs:
             job()
@@ -197,6 +213,7 @@ class LocalEngine:
     def step(self) -> bool:
         """Schedule, run, sample and publish once; False when there was nothing to do."""
         self._watchdog.begin()
+        num_generated = self._counters["generated_tokens"]
         try:
             self._take_in()
             chunks = self._scheduler.schedule()
@@ -205,6 +222,9 @@ class LocalEngine:
             elif self._scheduler.waiting:
                 raise RuntimeError("requests wait and none can run")
             self._publish()
+            has_failed, self._has_failed = self._has_failed, False
+            if has_failed and self._counters["generated_tokens"] == num_generated:
+                check_runs(self._model, self.model_info.vocab_size)  # nothing worked: whose fault was it?
         finally:
             self._watchdog.end()
         return bool(chunks)
@@ -319,6 +339,7 @@ class LocalEngine:
     ) -> None:
         """End a sequence without a token; nothing of one that is not sound is used again."""
         self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason=reason, error=error))
+        self._has_failed |= not is_sound
         self._scheduler.finish(sequence, is_sound=is_sound)
 
     def _publish(self) -> None:
@@ -326,23 +347,49 @@ class LocalEngine:
         publish((sequence.stream, tokens) for sequence, tokens in outputs.items())
 
     def _fail_all(self, error: ReftError) -> None:
-        """Fail everything in flight and start over with an empty cache."""
+        """Fail everything in flight and start over with an empty cache; ready again if the model runs."""
         with self._wake:
             sequences = [*self._scheduler.running, *self._scheduler.waiting, *self._inbox]
             self._inbox.clear()
-            self._keep_counts()
-            self._reset()
-            self._is_restarting = False  # before anybody hears of it and sends again
+        self._is_restarting = not self._try_restart()  # before anybody hears of it and sends again
         for sequence in sequences:
             self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason="error", error=error))
         self._publish()
 
-    def _keep_counts(self) -> None:
+    def _try_restart(self) -> bool:
+        """Make everything anew, and say whether the model runs. Nobody can submit meanwhile, so no lock is held."""
+        scheduler, prefix_cache = self._scheduler, self._prefix_cache
+        try:
+            self._reset()
+            self._keep_counts(scheduler, prefix_cache)
+            if not self._is_stopping:
+                check_runs(self._model, self.model_info.vocab_size)
+        except Exception:
+            logger.exception("engine can't restart: its model does not run")
+            self._failing_since = self._failing_since or time.monotonic()
+            return False
+        self._failing_since = None
+        return True
+
+    def _wait_until_model_runs(self) -> None:
+        """Try again and again, less and less often. Jobs would wait for it: they fail now."""
+        delay_s = _FIRST_TRIAL_AFTER_S
+        while self._is_restarting and not self._is_stopping:
+            with self._wake:
+                self._jobs.clear()
+                for future in [*self._job_futures]:
+                    if not future.done():
+                        future.set_exception(EngineDeadError("the engine's model does not run; see the server's log"))
+                self._wake.wait_for(lambda: self._is_stopping, delay_s)
+            self._is_restarting = not self._try_restart()
+            delay_s = min(2 * delay_s, _MAX_TIME_BETWEEN_TRIALS_S)
+
+    def _keep_counts(self, scheduler: Scheduler, prefix_cache: PrefixCache) -> None:
         """Counters go on over a restart, which replaces what counts."""
-        self._counters["preemptions"] += self._scheduler.num_preemptions
-        self._counters["prefix_queried"] += self._prefix_cache.num_queried_tokens
-        self._counters["prefix_hits"] += self._prefix_cache.num_hit_tokens
-        self._counters["prefix_evictions"] += self._prefix_cache.num_evictions
+        self._counters["preemptions"] += scheduler.num_preemptions
+        self._counters["prefix_queried"] += prefix_cache.num_queried_tokens
+        self._counters["prefix_hits"] += prefix_cache.num_hit_tokens
+        self._counters["prefix_evictions"] += prefix_cache.num_evictions
 
     def _make_kv_cache(self, previous: KVAllocator | None) -> KVAllocator:
         """An empty cache, in the memory of the previous one where that is worth taking over."""

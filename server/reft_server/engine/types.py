@@ -212,6 +212,11 @@ class Engine(Protocol):
         """The engine's thread is alive and takes requests."""
         ...
 
+    @property
+    def is_broken(self) -> bool:
+        """It tries in vain to run its model: only another process may help, where a device has failed."""
+        ...
+
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Queue a request.
 

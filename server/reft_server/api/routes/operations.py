@@ -18,9 +18,15 @@ from ..openapi import ERROR
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/health", summary="The process is alive")
-async def health() -> HealthStatus:
-    """Always 200 while the process answers; `/ready` says whether it takes requests."""
+@router.get(
+    "/health",
+    summary="The process is alive",
+    responses={503: {**ERROR, "description": "The model has not run for a minute: only another process may help."}},
+)
+async def health(context: Context) -> HealthStatus:
+    """Whether to keep the process: 200 while it answers and may recover; `/ready` says whether it takes requests."""
+    if context.engine.is_broken:
+        raise EngineDeadError("The model does not run any more; the server's log says why. Restart the server")
     return HealthStatus(status="ok")
 
 

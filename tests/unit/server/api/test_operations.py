@@ -34,6 +34,9 @@ def test_ready_follows_the_engine_and_health_the_process(client: TestClient, eng
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
     assert "retry-after" in response.headers
     assert client.get("/health").status_code == 200
+    engine.broken = True
+    response = client.get("/health")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
 
 
 def test_version_is_the_distributions(client: TestClient) -> None:

@@ -308,6 +308,86 @@ def test_engine_is_not_ready_while_it_restarts(make_engine: MakeEngine, monkeypa
     assert engine.is_ready
 
 
+def raise_in_forward(_batch: Batch) -> Any:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def not_finite_in_forward(batch: Batch) -> Any:
+    return torch.full((len(batch.sampled_sequences), 128), torch.nan)
+
+
+@pytest.mark.parametrize("broken", [raise_in_forward, not_finite_in_forward])
+def test_engine_whose_model_fails_at_everything_is_not_ready_until_it_runs_again(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, broken: Callable[[Batch], Any]
+) -> None:
+    monkeypatch.setattr("reft_server.engine.engine._FIRST_TRIAL_AFTER_S", 0.001)
+    engine = make_engine()
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    async def run() -> None:
+        before = await collect(engine, request(5, 6, 7))
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._model, "forward", broken)
+            with pytest.raises((EngineStepError, EngineDeadError)):
+                await collect(engine, request(5, 6, 7))
+            await until(lambda: not engine.is_ready)
+            assert not engine.is_broken
+            patch.setattr("reft_server.engine.engine._BROKEN_AFTER_S", 0.0)
+            await until(lambda: engine.is_broken)
+            with pytest.raises(EngineDeadError):
+                await collect(engine, request(5, 6, 7))
+        await until(lambda: engine.is_ready)
+        assert not engine.is_broken
+        assert await collect(engine, request(5, 6, 7)) == before
+
+    asyncio.run(run())
+    assert engine.stats().num_restarts == 1
+
+
+def test_request_that_fails_alone_again_and_again_restarts_nothing(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    real = engine._model.forward
+
+    def forward(batch: Batch) -> Any:
+        if batch.token_ids == [9]:
+            raise RuntimeError("planted")
+        return real(batch)
+
+    async def run() -> None:
+        monkeypatch.setattr(engine._model, "forward", forward)
+        for _ in range(5):
+            with pytest.raises(EngineStepError):
+                await collect(engine, request(9))
+            assert engine.is_ready
+
+    asyncio.run(run())
+    assert engine.stats().num_restarts == 0
+
+
+def test_engine_whose_model_does_not_run_stops_at_once(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reft_server.engine.engine._FIRST_TRIAL_AFTER_S", 3600.0)
+    engine = make_engine()
+
+    async def run() -> None:
+        monkeypatch.setattr(engine._model, "forward", raise_in_forward)
+        monkeypatch.setattr(engine._kv_cache, "allocate", lambda _: torch.zeros(1 << 60))
+        results = await asyncio.gather(
+            collect(engine, request(5)), engine.self_test(poisoned_set(1.0)), return_exceptions=True
+        )
+        assert all(isinstance(result, EngineDeadError | RuntimeError) for result in results)
+        await engine.stop()
+
+    asyncio.run(run())
+
+
 def test_stopped_engine_fails_waiting_requests_and_refuses_new_ones(make_engine: MakeEngine) -> None:
     engine = make_engine(max_num_seqs=1)
 
