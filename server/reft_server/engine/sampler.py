@@ -1,7 +1,12 @@
-"""The choice of the next tokens, for a whole batch at once, each row with its own request's settings."""
+"""The choice of the next tokens, for a whole batch at once, each row with its own request's settings.
+
+`sample` decides on the host what is to be done and waits for the result. `choose` is the part of it that a device can
+do alone, in a CUDA graph: the same functions over all rows, with nothing read back.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import torch
@@ -9,18 +14,69 @@ from torch import Tensor
 
 from .logprobs import Logprobs, pick_logprobs
 from .sequence import Sequence
+from .types import SamplingParams
 
-_NUM_CANDIDATES = 256  # likeliest tokens sorted first; rows whose nucleus is wider are sorted whole
+NUM_CANDIDATES = 256
+"""Likeliest tokens that a truncated row is drawn from; one whose nucleus is wider is sorted whole."""
+
+NOT_FINITE = -1
+TOO_WIDE = -2
 
 
 @dataclass(frozen=True)
 class SampledToken:
-    """The token chosen for one row; `is_finite` False means that the logits held NaN or infinity."""
+    """The token chosen for one row; `is_finite` False means that the logits held NaN or infinity.
+
+    `is_late`: it was chosen on the host after its step, so that a step which was launched meanwhile has not seen it.
+    """
 
     token_id: int
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     is_finite: bool = True
+    is_late: bool = False
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How rows are drawn: a column `[num_rows, 1]` each, on the logits' device.
+
+    Attributes:
+        temperature: float32; 0 = the largest logit.
+        uniform: float64: a number in [0, 1) for each row.
+        top_k: int64; the vocabulary's size = all.
+        top_p: float32.
+        min_p: float32.
+    """
+
+    temperature: Tensor
+    uniform: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+    NUM_VALUES = 5
+
+    @staticmethod
+    def values(sampling: SamplingParams, uniform: float, vocab_size: int) -> tuple[float, ...]:
+        """A row's column of `unpack`'s argument."""
+        top_k = sampling.top_k if 0 < sampling.top_k < vocab_size else vocab_size
+        return sampling.temperature, uniform, top_k, sampling.top_p, sampling.min_p
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> DrawSettings:
+        """Settings out of `[NUM_VALUES, num_rows]`, float64."""
+        temperature, uniform, top_k, top_p, min_p = packed[:, :, None]
+        return cls(temperature.float(), uniform, top_k.long(), top_p.float(), min_p.float())
+
+    def rows(self, rows: list[int]) -> DrawSettings:
+        columns = (self.temperature, self.uniform, self.top_k, self.top_p, self.min_p)
+        return DrawSettings(*(column[rows] for column in columns))
+
+
+def is_truncated(sampling: SamplingParams, vocab_size: int) -> bool:
+    """Whether a row is drawn from a part of the vocabulary."""
+    return 0 < sampling.top_k < vocab_size or sampling.top_p < 1.0 or sampling.min_p > 0.0
 
 
 @torch.inference_mode()
@@ -61,6 +117,39 @@ def sample(logits: Tensor, sequences: tuple[Sequence, ...]) -> list[SampledToken
     return tokens
 
 
+def choose(logits: Tensor, settings: DrawSettings, *, has_plain: bool, has_truncated: bool) -> Tensor:
+    """Choose a token per row as `sample` does, without the host: `[num_rows]`, int64.
+
+    A row gets `NOT_FINITE` where its logits are not, and `TOO_WIDE` where it is truncated and needs `draw_wide`.
+
+    Args:
+        logits: `[num_rows, vocab_size]`, float32.
+        has_plain: a row may be drawn from the whole vocabulary.
+        has_truncated: a row may be drawn from a part of it. Where neither holds, all rows take their largest logit.
+    """
+    largest, chosen = logits.max(dim=-1)
+    if has_plain or has_truncated:
+        probabilities = _probabilities(logits, settings.temperature)
+        drawn = _invert(probabilities, settings.uniform) if has_plain else chosen
+        if has_truncated:
+            likeliest, is_enough = _draw_likeliest(probabilities, settings, min(NUM_CANDIDATES, logits.shape[-1]))
+            likeliest = likeliest.masked_fill(~is_enough, TOO_WIDE)  # not `where`: it would copy the number to the device
+            is_row_truncated = (settings.top_k < logits.shape[-1]) | (settings.top_p < 1) | (settings.min_p > 0)
+            drawn = likeliest.where(is_row_truncated[:, 0], drawn) if has_plain else likeliest
+        chosen = drawn.where(settings.temperature[:, 0] > 0, chosen)
+    return chosen.masked_fill(~torch.isfinite(largest), NOT_FINITE)
+
+
+@torch.inference_mode()
+def draw_wide(logits: Tensor, sampling: SamplingParams, uniform: float) -> int:
+    """The token of a row, `[1, vocab_size]`, for which `choose` has said `TOO_WIDE`."""
+    vocab_size = logits.shape[-1]
+    values = DrawSettings.values(sampling, uniform, vocab_size)
+    settings = DrawSettings.unpack(torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None])
+    drawn, _ = _draw_likeliest(_probabilities(logits, settings.temperature), settings, vocab_size)
+    return int(drawn)
+
+
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The largest logit of each row and its lowest id. numpy's takes 0.1 ms for 32 by 49,152, torch's 1.3 ms."""
     if logits.device.type != "cpu":
@@ -69,49 +158,54 @@ def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(1, chosen[:, None])[:, 0], chosen
 
 
-def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+def _draw(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
     """Token ids, `[num_rows]`."""
-    # A denormal temperature would divide to infinity; at this bound the draw is the largest logit already.
-    temperatures = torch.tensor([[max(s.sampling.temperature, 1e-5)] for s in sequences], device=logits.device)
-    probabilities = (logits / temperatures).softmax(dim=-1)
-    uniform = torch.tensor([[s.random.random()] for s in sequences], dtype=torch.float64, device=logits.device)
-    is_truncated = [
-        0 < s.sampling.top_k < logits.shape[-1] or s.sampling.top_p < 1.0 or s.sampling.min_p > 0.0 for s in sequences
-    ]
-    out = torch.empty(len(sequences), dtype=torch.int64, device=logits.device)
-    for truncated in (False, True):
-        rows = [i for i, is_row_truncated in enumerate(is_truncated) if is_row_truncated == truncated]
-        if rows:
-            chosen = [sequences[i] for i in rows]
-            token_ids, kept = _candidates(probabilities[rows], chosen) if truncated else (None, probabilities[rows])
-            drawn = _invert(kept, uniform[rows])
-            out[rows] = drawn if token_ids is None else token_ids.gather(1, drawn[:, None])[:, 0]
+    vocab_size, device = logits.shape[-1], logits.device
+    values = [DrawSettings.values(s.sampling, s.random.random(), vocab_size) for s in sequences]
+    settings = DrawSettings.unpack(torch.tensor(values, dtype=torch.float64, device=device).t())
+    probabilities = _probabilities(logits, settings.temperature)
+    out = torch.empty(len(sequences), dtype=torch.int64, device=device)
+    truncated = [i for i, s in enumerate(sequences) if is_truncated(s.sampling, vocab_size)]
+    plain = [i for i, s in enumerate(sequences) if not is_truncated(s.sampling, vocab_size)]
+    if plain:
+        out[plain] = _invert(probabilities[plain], settings.uniform[plain])
+    num_candidates = NUM_CANDIDATES
+    while truncated:
+        num_candidates = min(num_candidates, vocab_size)
+        drawn, is_enough = _draw_likeliest(probabilities[truncated], settings.rows(truncated), num_candidates)
+        out[truncated] = drawn
+        truncated = [row for row, is_row_enough in zip(truncated, is_enough.tolist(), strict=True) if not is_row_enough]
+        num_candidates = vocab_size
     return out
 
 
-def _candidates(probabilities: Tensor, sequences: list[Sequence]) -> tuple[Tensor, Tensor]:
-    """Likeliest token ids in order and their probabilities, those that are cut off at 0: `[num_rows, n]` each."""
-    device, vocab_size = probabilities.device, probabilities.shape[-1]
-    largest_k = max((s.sampling.top_k for s in sequences if s.sampling.top_k < vocab_size), default=0)
-    top_k = torch.tensor([[s.sampling.top_k or vocab_size] for s in sequences], device=device)
-    top_p = torch.tensor([[s.sampling.top_p] for s in sequences], device=device)
-    min_p = torch.tensor([[s.sampling.min_p] for s in sequences], device=device)
-    num_candidates = min(vocab_size, max(_NUM_CANDIDATES, largest_k))
-    while True:
-        kept, token_ids = probabilities.topk(num_candidates, dim=-1)
-        ranks = torch.arange(num_candidates, device=device)
-        is_cut = (ranks >= top_k) | (kept < min_p * kept[:, :1])
-        # The first cuts fall within the candidates, or the nucleus of all tokens does: nothing else is needed.
-        is_bounded = (top_k <= num_candidates) | is_cut[:, -1:]
-        kept = kept.masked_fill(is_cut, 0.0)
-        total = kept.sum(dim=-1, keepdim=True)
-        is_enough = is_bounded | ((min_p == 0) & (total >= top_p))
-        if num_candidates == vocab_size or bool(is_enough.all()):
-            # top_p counts within what the others have left, as vLLM does: filters apply in order.
-            scale = torch.where((top_k < vocab_size) | (min_p > 0), total, 1.0)
-            is_cut = (kept.cumsum(dim=-1) - kept >= top_p * scale) & (ranks > 0)
-            return token_ids, kept.masked_fill(is_cut, 0.0)
-        num_candidates = vocab_size
+def _probabilities(logits: Tensor, temperature: Tensor) -> Tensor:
+    """softmax(logits / temperature), float32; rows of temperature 0 are not drawn, whatever they hold."""
+    # A denormal temperature would divide to infinity; at this bound the draw is the largest logit already.
+    return (logits / temperature.clamp(min=1e-5)).softmax(dim=-1)
+
+
+def _draw_likeliest(probabilities: Tensor, settings: DrawSettings, num_candidates: int) -> tuple[Tensor, Tensor]:
+    """Draw each row from its likeliest tokens: ids, and whether the cuts fall among the candidates; `[num_rows]` each.
+
+    A row's result is that of the whole vocabulary where the candidates are enough, whatever the other rows are.
+    """
+    vocab_size = probabilities.shape[-1]
+    top_k, top_p, min_p = settings.top_k, settings.top_p, settings.min_p
+    kept, token_ids = probabilities.topk(num_candidates, dim=-1)
+    ranks = torch.arange(num_candidates, device=probabilities.device)
+    is_cut = (ranks >= top_k) | (kept < min_p * kept[:, :1])
+    # The first cuts fall within the candidates, or the nucleus of all tokens does: nothing else is needed.
+    is_bounded = (top_k <= num_candidates) | is_cut[:, -1:]
+    kept = kept.masked_fill(is_cut, 0.0)
+    total = kept.sum(dim=-1, keepdim=True)
+    is_filtered = (top_k < vocab_size) | (min_p > 0)
+    is_enough = is_bounded | (~is_filtered & (total >= top_p))
+    # top_p counts within what the others have left, as vLLM does: filters apply in order.
+    scale = total.masked_fill(~is_filtered, 1.0)
+    is_cut = (kept.cumsum(dim=-1) - kept >= top_p * scale) & (ranks > 0)
+    drawn = _invert(kept.masked_fill(is_cut, 0.0), settings.uniform)
+    return token_ids.gather(1, drawn[:, None])[:, 0], is_enough[:, 0]
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
