@@ -14,24 +14,22 @@ from dataclasses import replace
 import torch
 
 from reft_interventions.folded import FoldedSet
-from reft_server.errors import EngineDeadError, EngineOverloadedError, EngineStepError, ReftError
+from reft_server.errors import EngineDeadError, EngineOverloadedError, ReftError
 
-from .batch import build_batch
 from .checks import check_runs
 from .edit_plan import EditPlanner
 from .kv_memory import KVAllocator
 from .paged_cache import make_kv_cache
 from .placement import Placement
 from .prefix_cache import PrefixCache
-from .prompt_scores import score_prompts
-from .sampler import SampledToken, sample
-from .scheduler import ScheduledChunk, Scheduler
+from .scheduler import Scheduler
 from .self_test import run_self_test
 from .sequence import Sequence
 from .settings import EngineSettings
 from .single import Model
+from .step_runner import StepRunner
 from .stream import QueueStream, publish
-from .types import EngineStats, FinishReason, GenerationRequest, ModelInfo, SelfTestReport, TokenOutput
+from .types import EngineStats, GenerationRequest, ModelInfo, SelfTestReport, TokenOutput
 from .validation import validate_request
 from .watchdog import Watchdog
 
@@ -65,8 +63,6 @@ class LocalEngine:
         self._is_restarting = False
         self._failing_since: float | None = None
         self._has_cancelled = False
-        self._has_failed = False
-        self._outputs: dict[Sequence, list[TokenOutput]] = {}
         self._edit_planner = EditPlanner.for_layout(model.kv_layout)
         self._counters: Counter[str] = Counter()
         self._kv_cache = self._make_kv_cache(None)
@@ -211,23 +207,22 @@ class LocalEngine:
             job()
 
     def step(self) -> bool:
-        """Schedule, run, sample and publish once; False when there was nothing to do."""
+        """Schedule and launch a step, settle and publish the one before; False when there was nothing to do."""
         self._watchdog.begin()
         num_generated = self._counters["generated_tokens"]
         try:
             self._take_in()
-            chunks = self._scheduler.schedule()
-            if chunks:
-                self._execute(chunks)
-            elif self._scheduler.waiting:
+            is_ahead = self._steps.is_ahead
+            chunks = self._scheduler.schedule_ahead() if is_ahead else self._scheduler.schedule()
+            if not (chunks or is_ahead) and self._scheduler.waiting:
                 raise RuntimeError("requests wait and none can run")
-            self._publish()
-            has_failed, self._has_failed = self._has_failed, False
-            if has_failed and self._counters["generated_tokens"] == num_generated:
+            self._steps.run(chunks)
+            self._steps.publish()
+            if self._steps.take_failed() and self._counters["generated_tokens"] == num_generated:
                 check_runs(self._model, self.model_info.vocab_size)  # nothing worked: whose fault was it?
         finally:
             self._watchdog.end()
-        return bool(chunks)
+        return bool(chunks) or is_ahead
 
     def _wait_for_work(self) -> None:
         with self._wake:
@@ -248,113 +243,20 @@ class LocalEngine:
         if has_cancelled:
             for sequence in (*self._scheduler.running, *self._scheduler.waiting):
                 if sequence.stream.is_cancelled:
-                    self._finish(sequence, "cancelled")
+                    self._steps.finish(sequence, "cancelled")
         for sequence, error in (*self._scheduler.overdue(), *self._scheduler.displaced()):
-            self._finish(sequence, "error", error)
-
-    def _execute(self, chunks: list[ScheduledChunk]) -> None:
-        """Run chunks in one forward; if that fails, each alone, so that only the culprit fails."""
-        try:
-            batch = build_batch(chunks, self._model.kv_layout.device, self._edit_planner)
-            logits = self._model.forward(batch)
-            num_sampled = len(batch.sampled_sequences)
-            tokens = sample(logits[:num_sampled], batch.sampled_sequences) if num_sampled else []
-            scores = score_prompts(logits[num_sampled:], batch.scored)
-        except Exception as error:
-            if len(chunks) > 1:
-                logger.warning(
-                    "step failed, running its %d sequences one by one error=%s", len(chunks), type(error).__name__
-                )
-                for chunk in chunks:
-                    self._execute([chunk])
-                return
-            logger.exception("request failed request_id=%s", chunks[0].sequence.request.request_id)
-            message = "the forward pass failed for this request; the server's log has the reason"
-            self._finish(chunks[0].sequence, "error", EngineStepError(message), is_sound=False)
-            return
-        self._counters["steps"] += 1
-        for prompt_scores, outputs in scores:
-            prompt_scores.add(outputs)
-        for chunk in chunks:
-            self._scheduler.computed(chunk)
-            if chunk.start < chunk.sequence.prompt_length:
-                self._counters["prompt_tokens"] += chunk.num_tokens
-            if chunk.is_last and not chunk.is_sampled:
-                self._end_with_prompt(chunk.sequence)
-        for sequence, token in zip(batch.sampled_sequences, tokens, strict=True):
-            self._append(sequence, token)
-
-    def _append(self, sequence: Sequence, token: SampledToken) -> None:
-        """Add a sampled token to its sequence, and end it if that was the last."""
-        if not token.is_finite or not sequence.has_finite_scores:
-            self._fail_not_finite(sequence)
-            return
-        sequence.token_ids.append(token.token_id)
-        self._counters["generated_tokens"] += 1
-        sampling = sequence.sampling
-        matcher = sequence.matcher
-        is_eos = token.token_id in self.model_info.eos_token_ids and not (sampling.ignore_eos and matcher is None)
-        is_stop_token = is_eos or token.token_id in sampling.stop_token_ids
-        if matcher is not None and not is_stop_token:
-            matcher.accept(token.token_id)
-        if matcher is not None and matcher.error is not None:
-            self._finish(sequence, "error", matcher.error)
-            return
-        reason: FinishReason | None = None
-        if is_stop_token or (matcher is not None and matcher.is_complete):
-            reason = "stop"
-        elif sequence.num_generated_tokens >= sampling.max_tokens:
-            reason = "length"
-        output = TokenOutput(token.token_id, token.logprob, token.top_logprobs, reason, is_stop_token)
-        if sequence.num_generated_tokens == 1:
-            num_cached = sequence.num_cached_tokens or 0
-            output = replace(
-                output,
-                num_cached_tokens=num_cached,
-                queue_time_s=sequence.queue_time_s,
-                prompt_tokens=sequence.prompt_tokens,
-            )
-        self._outputs.setdefault(sequence, []).append(output)
-        if reason is not None:
-            self._scheduler.finish(sequence)
-
-    def _end_with_prompt(self, sequence: Sequence) -> None:
-        """End a sequence whose prompt is only read."""
-        if not sequence.has_finite_scores:
-            self._fail_not_finite(sequence)
-            return
-        reason: FinishReason = "stop" if sequence.request.captures else "length"
-        output = TokenOutput(
-            None, finish_reason=reason, queue_time_s=sequence.queue_time_s, prompt_tokens=sequence.prompt_tokens
-        )
-        self._outputs.setdefault(sequence, []).append(output)
-        self._scheduler.finish(sequence)
-
-    def _fail_not_finite(self, sequence: Sequence) -> None:
-        message = "the logits of this request are not finite: its intervention overflows on this prompt"
-        self._finish(sequence, "error", EngineStepError(message), is_sound=False)
-
-    def _finish(
-        self, sequence: Sequence, reason: FinishReason, error: ReftError | None = None, *, is_sound: bool = True
-    ) -> None:
-        """End a sequence without a token; nothing of one that is not sound is used again."""
-        self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason=reason, error=error))
-        self._has_failed |= not is_sound
-        self._scheduler.finish(sequence, is_sound=is_sound)
-
-    def _publish(self) -> None:
-        outputs, self._outputs = self._outputs, {}
-        publish((sequence.stream, tokens) for sequence, tokens in outputs.items())
+            self._steps.finish(sequence, "error", error)
 
     def _fail_all(self, error: ReftError) -> None:
         """Fail everything in flight and start over with an empty cache; ready again if the model runs."""
+        steps = self._steps
+        steps.abandon()
         with self._wake:
             sequences = [*self._scheduler.running, *self._scheduler.waiting, *self._inbox]
             self._inbox.clear()
         self._is_restarting = not self._try_restart()  # before anybody hears of it and sends again
-        for sequence in sequences:
-            self._outputs.setdefault(sequence, []).append(TokenOutput(None, finish_reason="error", error=error))
-        self._publish()
+        steps.publish()  # of those that had ended
+        publish((one.stream, [TokenOutput(None, finish_reason="error", error=error)]) for one in sequences)
 
     def _try_restart(self) -> bool:
         """Make everything anew, and say whether the model runs. Nobody can submit meanwhile, so no lock is held."""
@@ -414,3 +316,6 @@ class LocalEngine:
             shares_prefixes=self._model.supports_shared_prefixes,
         )
         self._scheduler = Scheduler(settings, placement)
+        self._steps = StepRunner(
+            self._model, self._scheduler, self._edit_planner, self.model_info.eos_token_ids, self._counters
+        )

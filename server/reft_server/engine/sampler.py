@@ -19,6 +19,7 @@ from .types import SamplingParams
 NUM_CANDIDATES = 256
 """Likeliest tokens that a truncated row is drawn from; one whose nucleus is wider is sorted whole."""
 
+NUM_DRAW_VALUES = 6
 NOT_FINITE = -1
 TOO_WIDE = -2
 
@@ -47,6 +48,7 @@ class DrawSettings:
         top_k: int64; the vocabulary's size = all.
         top_p: float32.
         min_p: float32.
+        is_truncated: bool: only a part of the vocabulary may be drawn.
     """
 
     temperature: Tensor
@@ -54,23 +56,24 @@ class DrawSettings:
     top_k: Tensor
     top_p: Tensor
     min_p: Tensor
-
-    NUM_VALUES = 5
+    is_truncated: Tensor
 
     @staticmethod
     def values(sampling: SamplingParams, uniform: float, vocab_size: int) -> tuple[float, ...]:
         """A row's column of `unpack`'s argument."""
+        # A denormal temperature would divide to infinity; at this bound the draw is the largest logit already.
+        temperature = max(sampling.temperature, 1e-5) if sampling.temperature > 0 else 0.0
         top_k = sampling.top_k if 0 < sampling.top_k < vocab_size else vocab_size
-        return sampling.temperature, uniform, top_k, sampling.top_p, sampling.min_p
+        return temperature, uniform, top_k, sampling.top_p, sampling.min_p, is_truncated(sampling, vocab_size)
 
     @classmethod
     def unpack(cls, packed: Tensor) -> DrawSettings:
-        """Settings out of `[NUM_VALUES, num_rows]`, float64."""
-        temperature, uniform, top_k, top_p, min_p = packed[:, :, None]
-        return cls(temperature.float(), uniform, top_k.long(), top_p.float(), min_p.float())
+        """Settings out of `[NUM_DRAW_VALUES, num_rows]`, float64."""
+        temperature, uniform, top_k, top_p, min_p, truncated = packed[:, :, None]
+        return cls(temperature.float(), uniform, top_k.long(), top_p.float(), min_p.float(), truncated > 0)
 
     def rows(self, rows: list[int]) -> DrawSettings:
-        columns = (self.temperature, self.uniform, self.top_k, self.top_p, self.min_p)
+        columns = (self.temperature, self.uniform, self.top_k, self.top_p, self.min_p, self.is_truncated)
         return DrawSettings(*(column[rows] for column in columns))
 
 
@@ -133,9 +136,8 @@ def choose(logits: Tensor, settings: DrawSettings, *, has_plain: bool, has_trunc
         drawn = _invert(probabilities, settings.uniform) if has_plain else chosen
         if has_truncated:
             likeliest, is_enough = _draw_likeliest(probabilities, settings, min(NUM_CANDIDATES, logits.shape[-1]))
-            likeliest = likeliest.masked_fill(~is_enough, TOO_WIDE)  # not `where`: it would copy the number to the device
-            is_row_truncated = (settings.top_k < logits.shape[-1]) | (settings.top_p < 1) | (settings.min_p > 0)
-            drawn = likeliest.where(is_row_truncated[:, 0], drawn) if has_plain else likeliest
+            likeliest = likeliest.masked_fill(~is_enough, TOO_WIDE)  # `where` would copy the number from the host
+            drawn = likeliest.where(settings.is_truncated[:, 0], drawn)
         chosen = drawn.where(settings.temperature[:, 0] > 0, chosen)
     return chosen.masked_fill(~torch.isfinite(largest), NOT_FINITE)
 
@@ -181,8 +183,7 @@ def _draw(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
 
 def _probabilities(logits: Tensor, temperature: Tensor) -> Tensor:
     """softmax(logits / temperature), float32; rows of temperature 0 are not drawn, whatever they hold."""
-    # A denormal temperature would divide to infinity; at this bound the draw is the largest logit already.
-    return (logits / temperature.clamp(min=1e-5)).softmax(dim=-1)
+    return (logits / temperature.masked_fill(temperature == 0, 1.0)).softmax(dim=-1)
 
 
 def _draw_likeliest(probabilities: Tensor, settings: DrawSettings, num_candidates: int) -> tuple[Tensor, Tensor]:

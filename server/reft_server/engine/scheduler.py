@@ -82,6 +82,7 @@ class Scheduler:
     * A sequence gets KV room for what is known of it and a little more, and grows. Where there is no room, the one
       that comes last in order gives its slot up and is computed again later, from cached blocks where it can.
     * The running sequence that is first in order is never preempted by growth, so there is always progress.
+    * The step after one in flight is chosen as if that one had ended, except that nobody is preempted for it.
     """
 
     def __init__(self, settings: EngineSettings, placement: Placement) -> None:
@@ -89,6 +90,8 @@ class Scheduler:
         self._placement = placement
         self._num_held_steps = 0
         self._has_paused = False
+        self._may_preempt = True
+        self._wants_preemption = False
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -100,6 +103,7 @@ class Scheduler:
     def schedule(self) -> list[ScheduledChunk]:
         """Choose the next step's chunks; empty when there is nothing to do."""
         step = _Step(self.settings.max_num_batched_tokens)
+        self._wants_preemption = False
         self._num_held_steps = max(self._num_held_steps - 1, 0)
         first = None if self._has_paused else self._first_of_newcomer(step)
         self._has_paused = first is not None
@@ -107,8 +111,18 @@ class Scheduler:
         self._prefill(step)
         return step.chunks
 
+    def schedule_ahead(self) -> list[ScheduledChunk]:
+        """Choose the step after the one in flight; empty where somebody would have to be preempted first."""
+        if self._wants_preemption:
+            return []
+        self._may_preempt = False
+        try:
+            return self.schedule()
+        finally:
+            self._may_preempt = True
+
     def computed(self, chunk: ScheduledChunk) -> None:
-        """A chunk's K and V are in the cache: its prompt blocks can be reused from now on."""
+        """A chunk's K and V are in the cache, or will be before any later step reads them."""
         chunk.sequence.num_computed_tokens += chunk.num_tokens
         if chunk.start < chunk.sequence.prompt_length:
             self._placement.keep_prompt(chunk.sequence)
@@ -122,6 +136,8 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
             self._num_held_steps = 0
+        sequence.is_finished = True
+        sequence.expect_nothing()
         self.waiting.leave(sequence)
         self._placement.release(sequence, is_sound=is_sound, with_tail=True)
 
@@ -168,8 +184,10 @@ class Scheduler:
         return self.waiting.num_running[tenant] * self.waiting.num_active_tenants > self.settings.max_num_seqs
 
     def _decode(self, step: _Step, newcomer: Sequence | None) -> None:
-        decoding = (one for one in self.running if one.num_pending_tokens == 1 and one is not newcomer)
+        decoding = (one for one in self.running if one.num_pending_tokens == 1 and not one.is_complete)
         for sequence in sorted(decoding, key=_order):
+            if sequence is newcomer:
+                continue
             is_paused = newcomer is not None and self._is_greedy(sequence.request.tenant)
             if step.budget > 0 and not is_paused and sequence in self.running and self._ensure_room(sequence, step):
                 self._append(step, sequence, 1)
@@ -240,12 +258,18 @@ class Scheduler:
         greediest = max(num_running, key=lambda name: num_running[name], default=tenant)
         if greediest == tenant or num_running[tenant] + 1 > share or num_running[greediest] <= share:
             return False
+        if not self._may_preempt:
+            self._wants_preemption = True
+            return False
         self._preempt(max((one for one in self.running if one.request.tenant == greediest), key=_order), step)
         return True
 
     def _ensure_room(self, sequence: Sequence, step: _Step) -> bool:
         """Make room for every known token, preempting later sequences; False if preempted itself."""
         while not self._placement.grow(sequence):
+            if not self._may_preempt:
+                self._wants_preemption = True
+                return False
             victim = max(self.running, key=_order)
             self._num_held_steps = _HOLD_STEPS
             self._preempt(victim, step)

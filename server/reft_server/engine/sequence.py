@@ -32,6 +32,24 @@ _BEHIND_ATTENTION = frozenset(
 )
 _arrivals = itertools.count()
 
+EXPECTED = -1
+"""Stands in `token_ids` for a token that the device is still choosing."""
+
+
+class UniformNumbers(random.Random):
+    """Numbers in [0, 1) that a sequence's tokens are drawn by, one for each token."""
+
+    def __init__(self, seed: int | None) -> None:
+        super().__init__(seed)
+        self._given_back: list[float] = []
+
+    def random(self) -> float:
+        return self._given_back.pop() if self._given_back else super().random()
+
+    def give_back(self, number: float) -> None:
+        """The last number was not used: no token came of it."""
+        self._given_back.append(number)
+
 
 class BlockContent(NamedTuple):
     """What the K and V of a run of tokens depend on, besides what comes before them.
@@ -111,8 +129,10 @@ class Sequence:
         self.num_cached_tokens: int | None = None  # reused at the first admission
         self.waits_for: tuple[Sequence, int] | None = None
         self.has_run = False
+        self.is_finished = False
+        self.num_expected_tokens = 0  # at the end of `token_ids`: their steps are in flight
         self.queue_time_s = 0.0  # until it first ran
-        self.random = random.Random(request.sampling.seed)
+        self.random = UniformNumbers(request.sampling.seed)
         num_prompt_logprobs = request.sampling.num_prompt_logprobs
         self.prompt_scores = None if num_prompt_logprobs is None else PromptScores(self.token_ids, num_prompt_logprobs)
         grammar = request.sampling.grammar
@@ -123,11 +143,44 @@ class Sequence:
 
     @property
     def num_generated_tokens(self) -> int:
-        return len(self.token_ids) - self.prompt_length
+        """Tokens behind the prompt, without those that are expected."""
+        return len(self.token_ids) - self.num_expected_tokens - self.prompt_length
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its last token is known or expected: nothing of it is left to compute."""
+        return len(self.token_ids) > self.max_num_tokens
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether something between two of its steps is decided on the host, besides when it ends."""
+        return bool(
+            self.logits_processor is not None
+            or self.sampling.num_logprobs is not None
+            or self.prompt_scores is not None
+            or self.request.captures
+        )
+
+    def expect_token(self) -> None:
+        """A step was launched that chooses the next token."""
+        self.token_ids.append(EXPECTED)
+        self.num_expected_tokens += 1
+
+    def receive_token(self, token_id: int) -> None:
+        """The first of the expected tokens is known now."""
+        self.token_ids[len(self.token_ids) - self.num_expected_tokens] = token_id
+        self.num_expected_tokens -= 1
+
+    def expect_nothing(self) -> None:
+        """Forget what is expected, and the K and V of the last token that is known, which goes into a later step."""
+        if self.num_expected_tokens:
+            del self.token_ids[-self.num_expected_tokens :]
+            self.num_expected_tokens = 0
+            self.num_computed_tokens = min(self.num_computed_tokens, len(self.token_ids) - 1)
 
     @property
     def num_pending_tokens(self) -> int:
-        """Tokens that are known but not in the KV cache yet: the prompt's rest, or the one just sampled."""
+        """Tokens that are known or expected but not in the KV cache yet: the prompt's rest, or the one just sampled."""
         return len(self.token_ids) - self.num_computed_tokens
 
     @property

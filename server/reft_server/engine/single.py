@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .batch import Batch, build_batch
 from .capture import RowCapture
 from .edit_plan import EditPlan, EditPlanner
 from .kv_memory import KVLayout
+from .launched import LaunchedStep
 from .paged_cache import make_kv_cache
 from .scheduler import ScheduledChunk
 from .sequence import Sequence
@@ -31,6 +32,19 @@ class Model(Protocol):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the sampled rows, `[num_sampled, vocab_size]`; K and V land in the cache."""
+        ...
+
+
+@runtime_checkable
+class LaunchingModel(Model, Protocol):
+    """A model path that can go on with a step while the one before is not read yet."""
+
+    def launch(self, batch: Batch, previous: LaunchedStep | None) -> LaunchedStep:
+        """Start a step whose sequences don't need the host, behind the one in flight.
+
+        Args:
+            previous: whose tokens are the ones that this batch's sequences expect.
+        """
         ...
 
 
