@@ -15,6 +15,7 @@ from tests.parity.test_engine_matches_reference import prompt
 
 SETTINGS: dict[str, Any] = {
     "kernels": "triton",
+    "attention": "triton",
     "model_path": "packed",
     "max_num_seqs": 4,
     "max_num_batched_tokens": 8,

@@ -10,7 +10,14 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from reft_server.api.settings import ApiSettings
-from reft_server.engine.settings import EngineSettings, KernelChoice, ModelPath, PrefixCacheScope, WeightDtype
+from reft_server.engine.settings import (
+    AttentionChoice,
+    EngineSettings,
+    KernelChoice,
+    ModelPath,
+    PrefixCacheScope,
+    WeightDtype,
+)
 from reft_server.fine_tuning.settings import FineTuningSettings
 from reft_server.tenants.model import TenantLimits
 
@@ -88,6 +95,11 @@ class EngineGroup(BaseModel):
         _ENGINE.kernels,
         description="What the packed path runs between its matrix products: torch, triton (over paged K and V), or "
         "auto = triton on a GPU that has it.",
+    )
+    attention: AttentionChoice = Field(
+        _ENGINE.attention,
+        description="Attention beside Triton's kernels: triton = our own, torch = torch's varlen attention with block "
+        "tables, fa3 = FlashAttention-3; auto = the first of fa3, torch and triton that works on this GPU.",
     )
     weight_dtype: WeightDtype = Field(
         _ENGINE.weight_dtype,

@@ -56,6 +56,12 @@ def build_engine(
     model.requires_grad_(False)
     reference = reference_logits(model, info.vocab_size)
     path = _model_path(model, info, settings, cache_dir or default_cache_dir())
+    has_pages = isinstance(path, PackedModel) and path.kernels.is_paged
+    if settings.attention != "auto" and not has_pages:
+        raise ConfigurationError(
+            f"attention={settings.attention} needs the packed path with Triton's kernels (device=cuda, kernels=auto)",
+            param="engine_attention",
+        )
     served: Model = path
     if isinstance(path, PackedModel) and path.kernels.is_paged and model.device.type == "cuda":
         from .cuda import GraphedModel  # imports Triton, which is there: the kernels are its own
@@ -110,7 +116,7 @@ def _kernels(model: PreTrainedModel, settings: EngineSettings) -> Callable[[Atte
     if settings.kernels == "torch" or (settings.kernels == "auto" and model.device.type != "cuda"):
         return TorchKernels
     try:
-        from .cuda import TritonKernels  # an import of Triton, which most machines don't have
+        from .cuda import TritonKernels, choose_attention  # an import of Triton, which most machines don't have
     except ImportError as error:
         if settings.kernels == "triton":
             raise ConfigurationError(f"kernels=triton: {error}", param="engine_kernels") from error
@@ -120,7 +126,12 @@ def _kernels(model: PreTrainedModel, settings: EngineSettings) -> Callable[[Atte
         raise ConfigurationError(
             "kernels=triton needs device=cuda, or TRITON_INTERPRET=1 to try them slowly", param="engine_kernels"
         )
-    return TritonKernels
+
+    def make(shape: AttentionShape, rotary: Tensor) -> Kernels[Any]:
+        attention = choose_attention(settings.attention, shape, model.dtype, model.device)
+        return TritonKernels(shape, rotary, attention)
+
+    return make
 
 
 def _is_float32_on_cpu(model: PreTrainedModel) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal
 ModelPath = Literal["auto", "native", "packed", "generic"]
 WeightDtype = Literal["model", "bfloat16", "int8"]
 KernelChoice = Literal["auto", "torch", "triton"]
+AttentionChoice = Literal["auto", "triton", "torch", "fa3"]
 PrefixCacheScope = Literal["shared", "intervention", "off"]
 
 
@@ -30,6 +31,8 @@ class EngineSettings:
         model_path: `native` (the Llama shape in C, compiled at the first start), `packed` (the same in torch),
             `generic` (transformers' modules), `auto` picks the first that works.
         kernels: of the packed path: `torch`, or `triton` over paged K and V; `auto` = `triton` on a GPU that has it.
+        attention: beside Triton's kernels: our own (`triton`), `torch`'s varlen attention with block tables, or
+            FlashAttention-3 (`fa3`); `auto` = the first of `fa3`, `torch` and `triton` that works on this GPU.
         weight_dtype: how the native path stores weights: as the `model` has them, or smaller, expanded to float32 when
             they are used; `int8` has one scale for each output.
     """
@@ -46,4 +49,5 @@ class EngineSettings:
     num_threads: int | None = None
     model_path: ModelPath = "auto"
     kernels: KernelChoice = "auto"
+    attention: AttentionChoice = "auto"
     weight_dtype: WeightDtype = "model"

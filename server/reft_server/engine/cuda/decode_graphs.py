@@ -19,6 +19,7 @@ from reft_server.engine.edit_plan import EditPlan
 from reft_server.engine.packed_model import PackedModel
 from reft_server.engine.paged_cache import PagedSlot, PagePool
 
+from .attention import Varlen
 from .edit_tables import NUM_FIELDS, EditTables, RowEdits, build_edit_tables
 from .triton_kernels import TritonStep
 
@@ -158,16 +159,19 @@ class GraphedModel:
             sampled=torch.arange(bucket, device=device),
             slots=torch.full_like(zeros, -1),
             pool=pool,
-            num_decode=bucket,
-            decode_tables=torch.zeros(bucket, self._max_pages, dtype=torch.int32, device=device),
-            decode_lengths=torch.zeros(bucket, dtype=torch.int32, device=device),
+            varlen=Varlen(
+                query_starts=torch.arange(bucket + 1, dtype=torch.int32, device=device),
+                lengths=torch.zeros(bucket, dtype=torch.int32, device=device),
+                tables=torch.zeros(bucket, self._max_pages, dtype=torch.int32, device=device),
+                num_decode=bucket,
+            ),
             edits=edits,
         )
 
     @staticmethod
     def _fill(step: TritonStep, batch: Batch) -> None:
         num_rows = batch.num_tokens
-        num_padding = step.num_decode - num_rows
+        num_padding = step.varlen.num_decode - num_rows
         slots = [_paged(chunk.sequence.slot) for chunk in batch.chunks]
         starts = [chunk.start for chunk in batch.chunks]
         places = [slot.place(start) for slot, start in zip(slots, starts, strict=True)]
@@ -175,10 +179,10 @@ class GraphedModel:
         step.positions.copy_(torch.tensor(starts + [0] * num_padding))
         step.slots.copy_(torch.tensor(places + [-1] * num_padding))
         lengths = [start + 1 for start in starts]
-        step.decode_lengths.copy_(torch.tensor(lengths + [0] * num_padding, dtype=torch.int32))
+        step.varlen.lengths.copy_(torch.tensor(lengths + [0] * num_padding, dtype=torch.int32))
         width = max(len(slot.pages) for slot in slots)
         tables = [slot.pages + [0] * (width - len(slot.pages)) for slot in slots]
-        step.decode_tables[:num_rows, :width].copy_(torch.tensor(tables, dtype=torch.int32))
+        step.varlen.tables[:num_rows, :width].copy_(torch.tensor(tables, dtype=torch.int32))
 
     def _fill_edits(self, step: TritonStep, tables: EditTables, batch: Batch) -> None:
         edits = step.edits

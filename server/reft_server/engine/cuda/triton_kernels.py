@@ -17,6 +17,7 @@ from reft_server.engine.kernels import AttentionLayer, AttentionShape, Norm, edi
 from reft_server.engine.paged_cache import PagedSlot, PagePool
 
 from . import launch
+from .attention import Attention, TritonAttention, Varlen
 from .edit_tables import EditTables, RowEdits, TileEdits, build_edit_tables
 
 
@@ -27,10 +28,6 @@ class TritonStep:
     Attributes:
         plan: for what the tables don't hold: captures, and edits that only torch knows; None = nothing of it.
         slots: `[num_rows]`, int64: where K and V go, page * page size + offset; -1 = nowhere.
-        decode_tables: `[num_decode, max_pages]`, int32.
-        decode_lengths: `[num_decode]`, int32, this step's token included.
-        prefill_tables: `[num_prompts, max_pages]`, int32; None = no prompts.
-        prefill_tiles: see `launch.prefill_tiles`.
     """
 
     input_ids: Tensor
@@ -38,11 +35,7 @@ class TritonStep:
     sampled: Tensor
     slots: Tensor
     pool: PagePool
-    num_decode: int
-    decode_tables: Tensor
-    decode_lengths: Tensor
-    prefill_tables: Tensor | None = None
-    prefill_tiles: Tensor | None = None
+    varlen: Varlen
     edits: EditTables | None = None
     batch: Batch | None = None
 
@@ -53,13 +46,15 @@ class TritonKernels:
     Args:
         shape: of the attention.
         rotary: cos + i sin, `[max_model_len, head_dim / 2]`, complex64.
+        attention: over the pages; None = our own.
     """
 
     name = "triton"
     is_paged = True
 
-    def __init__(self, shape: AttentionShape, rotary: Tensor) -> None:
+    def __init__(self, shape: AttentionShape, rotary: Tensor, attention: Attention | None = None) -> None:
         self._shape = shape
+        self._attention = attention or TritonAttention(shape)
         self._rotary = torch.view_as_real(rotary).contiguous()  # [max_model_len, head_dim / 2, 2]
         self._norms: dict[int, Tensor] = {}
         self._tables: weakref.WeakKeyDictionary[EditPlan, EditTables] = weakref.WeakKeyDictionary()
@@ -68,15 +63,14 @@ class TritonKernels:
         device = self._rotary.device
         slots = [_paged(chunk.sequence.slot) for chunk in batch.chunks]
         flat: list[int] = []
-        lengths: list[int] = []
+        starts = [0]
         prompts: list[tuple[int, int, int]] = []
         for chunk, slot in zip(batch.chunks, slots, strict=True):  # those that decode come first
-            if chunk.num_tokens == 1:
-                lengths.append(chunk.start + 1)
-            else:
+            if chunk.num_tokens > 1:
                 prompts.append((len(flat), chunk.start, chunk.num_tokens))
             flat += [slot.place(position) for position in range(chunk.start, chunk.start + chunk.num_tokens)]
-        tables = _block_tables([slot.pages for slot in slots], device)
+            starts.append(len(flat))
+        lengths = [chunk.start + chunk.num_tokens for chunk in batch.chunks]
         tiles = torch.tensor(launch.prefill_tiles(prompts), dtype=torch.int32, device=device) if prompts else None
         return TritonStep(
             input_ids=batch.input_ids,
@@ -84,11 +78,14 @@ class TritonKernels:
             sampled=batch.sampled_index,
             slots=torch.tensor(flat, device=device),
             pool=slots[0].pool,
-            num_decode=len(lengths),
-            decode_tables=tables[: len(lengths)],
-            decode_lengths=torch.tensor(lengths, dtype=torch.int32, device=device),
-            prefill_tables=tables[len(lengths) :] if prompts else None,
-            prefill_tiles=tiles,
+            varlen=Varlen(
+                query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
+                lengths=torch.tensor(lengths, dtype=torch.int32, device=device),
+                tables=_block_tables([slot.pages for slot in slots], device),
+                num_decode=len(slots) - len(prompts),
+                max_num_queries=max(chunk.num_tokens for chunk in batch.chunks),
+                prefill_tiles=tiles,
+            ),
             edits=self.edit_tables(batch.edits, batch.num_tokens),
             batch=batch,
         )
@@ -152,15 +149,7 @@ class TritonKernels:
         query = launch.rope_write(
             qkv, pages, self._rotary, step.positions, step.slots, layer, self._norm_weights(layer), shape
         )
-        out = torch.empty_like(query)
-        window, num_decode = layer.sliding_window, step.num_decode
-        if num_decode:
-            launch.decode(
-                query[:num_decode], pages, step.decode_tables, step.decode_lengths, shape, window, out[:num_decode]
-            )
-        if step.prefill_tables is not None and step.prefill_tiles is not None:
-            launch.prefill(query, pages, step.prefill_tables, step.prefill_tiles, shape, window, out)
-        return out.flatten(1)
+        return self._attention.attend(step.varlen, query, pages, layer.sliding_window).flatten(1)
 
     def gate(self, step: TritonStep, gate_up: Tensor, layer: int) -> Tensor:
         if not _has_edits(step, (layer, "mlp_activation")):
