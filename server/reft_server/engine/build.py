@@ -18,6 +18,7 @@ from reft_interventions.user_folders import default_cache_dir
 from reft_server.errors import ConfigurationError, UnsupportedModelError
 
 from .checks import check_exact, reference_logits
+from .device import use_device
 from .engine import LocalEngine
 from .generic_model import GenericModel
 from .kernels import AttentionShape, Kernels, TorchKernels
@@ -54,6 +55,7 @@ def build_engine(
     except UnsupportedComponentError as error:
         raise UnsupportedModelError(f"{type(model).__name__} can't be served: {error.message}") from error
     model.requires_grad_(False)
+    use_device(model.device)
     reference = reference_logits(model, info.vocab_size)
     path = _model_path(model, info, settings, cache_dir or default_cache_dir())
     has_pages = isinstance(path, PackedModel) and path.kernels.is_paged

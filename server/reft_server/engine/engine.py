@@ -17,6 +17,7 @@ from reft_interventions.folded import FoldedSet
 from reft_server.errors import EngineDeadError, EngineOverloadedError, ReftError
 
 from .checks import check_runs
+from .device import use_device
 from .edit_plan import EditPlanner
 from .kv_memory import KVAllocator
 from .paged_cache import make_kv_cache
@@ -191,6 +192,7 @@ class LocalEngine:
         """Step until stopped. A crash outside a request's own forward fails what is in flight, then starts afresh."""
         if self._settings.num_threads is not None:
             torch.set_num_threads(self._settings.num_threads)
+        use_device(self._model.kv_layout.device)
         while not self._is_stopping:
             try:
                 while not self._is_stopping:

@@ -21,6 +21,7 @@ from reft_server.engine.paged_cache import PagedSlot, PagePool
 
 from .attention import Varlen
 from .edit_tables import NUM_FIELDS, EditTables, RowEdits, build_edit_tables
+from .graph_capture import CudaCapture
 from .triton_kernels import TritonStep
 
 logger = logging.getLogger(__name__)
@@ -33,26 +34,6 @@ def buckets(max_num_seqs: int) -> list[int]:
     """Batch sizes that have a graph: 1, 2, 4, 8, then every 16 up to 256, every 64 beyond, and the largest."""
     sizes = [1, 2, 4, 8, *range(16, 257, 16), *range(320, max_num_seqs, 64)]
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
-
-
-class CudaCapture:
-    """`Capture` on a GPU. All graphs share one pool of memory: a replay may overwrite the result of another graph."""
-
-    def __init__(self) -> None:
-        self._memory = torch.cuda.graph_pool_handle()
-
-    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Run a function once on a side stream, so that its kernels are compiled, then record it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            function()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads copy interventions to the device meanwhile: only this one's calls are checked.
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            out = function()
-        return graph.replay, out
 
 
 @dataclass(frozen=True)
@@ -82,7 +63,7 @@ class GraphedModel:
         self._num_layers = len(model.kv_layout.layers)
         self._buckets = buckets(max_num_seqs)
         self._max_pages = -(-max_model_len // 16)
-        self._capture = capture or CudaCapture()
+        self._capture = capture or CudaCapture(model.kv_layout.device)
         # By pool: graphs read its memory, and go with it.
         self._graphs: weakref.WeakKeyDictionary[PagePool, dict[tuple[int, bool], _Graph]] = weakref.WeakKeyDictionary()
         self._edits: tuple[EditPlan, int, EditTables] | None = None  # of the last plan
