@@ -28,7 +28,7 @@ from benchmarks.methods.results import RECORDS, Run, append_record, chosen_rate,
 from benchmarks.methods.scoring import Score, score
 from benchmarks.methods.tasks import TASKS
 from reft_interventions import load, save
-from reft_interventions.attach import Applied, site_edits
+from reft_interventions.hooks import Applied, site_edits
 from reft_interventions.training import Dataset, Trainer, TrainingOptions, load_model, read_dataset
 
 MODEL = "smollm2-135m-instruct"

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reft_interventions.attach import SiteEdit
+from reft_interventions.hooks import SiteEdit
 from reft_interventions.training.batches import IGNORED, collate, length_order
 from reft_interventions.training.data import TokenizedExample
 from reft_interventions.training.loss import answer_logits

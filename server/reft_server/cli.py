@@ -1,4 +1,7 @@
-"""The command `reft-serve`: settings, model, engine, registry, app, and an HTTP server around them."""
+"""The command `reft-serve`: settings, model, engine, registry, app, and an HTTP server around them.
+
+What takes seconds to import, torch above all, is imported where it is used: `--help`, `keys` and `audit` need none.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,10 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
-from reft_server.base_model import locate_model
 from reft_server.config import SettingField, Settings, load_settings, setting_fields
 from reft_server.errors import ConfigurationError, ReftError
-from reft_server.http_server import run
 from reft_server.logging_setup import configure_logging
 from reft_server.reload import ReadSettings, SettingsReload
-from reft_server.serving import build_app, check_exposure
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.audit import SERVER_PROCESS
 from reft_server.tenants.audit_cli import main as audit_command
@@ -94,6 +94,8 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fetch_only(settings: Settings) -> int:
+    from reft_server.base_model import locate_model
+
     sys.stdout.write(f"{locate_model(settings).path}\n")
     return 0
 
@@ -104,6 +106,10 @@ def _serve(settings: Settings, read: ReadSettings) -> int:
     # Bound before the model is loaded: a port in use shows at once, and nobody takes it meanwhile.
     with _bind(settings) as listener, closing(_directory(settings)) as directory:
         directory.open()
+
+        from reft_server.http_server import run
+        from reft_server.serving import build_app, check_exposure
+
         open_to = check_exposure(listener, settings, directory)
         reload = SettingsReload(settings, read, directory)
         return run(build_app(settings, directory, open_to=open_to, reload=reload), settings, listener, reload)

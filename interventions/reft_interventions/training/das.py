@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..attach import RowFunction, SiteEdit, hook_edits
 from ..errors import TrainingError
+from ..hooks import RowFunction, SiteEdit, hook_edits
 from ..manifest import InterventionSpec
 from .batches import collate, length_order
 from .data import TokenizedExample

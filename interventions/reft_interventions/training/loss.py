@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..attach import SiteEdit, hook_edits
+from ..hooks import SiteEdit, hook_edits
 from .batches import IGNORED, Batch, collate, length_order
 from .data import TokenizedExample
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from ..attach import RowFunction, SiteEdit
 from ..components import ROW_KINDS, is_head
 from ..errors import TrainingError
 from ..formulas import FORMULAS, Formula
+from ..hooks import RowFunction, SiteEdit
 from ..intervention_set import InterventionSet
 from ..manifest import InterventionSpec, Manifest
 from ..positions import Part
