@@ -6,6 +6,7 @@ What takes seconds to import, torch above all, is imported where it is used: `--
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "       %(prog)s keys --help\n       %(prog)s audit --help",
         description="Serve one frozen base model; every request may name its own ReFT intervention.",
         epilog="Each setting is an environment variable too; the flag wins.",
+        allow_abbrev=False,  # a flag that a later version adds must not change what a script's abbreviation means
     )
     parser.add_argument("--version", action="version", version=f"reft-serve {version('reft-serve')}")
     parser.add_argument("--fetch-only", action="store_true", help="fetch the model, print its folder and exit")
@@ -133,22 +135,33 @@ def _bind(settings: Settings) -> socket.socket:
         ConfigurationError: the address is not ours, or the port is taken.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
+        # With SO_REUSEADDR two sockets that do not listen yet may share a port, and the second server would learn of
+        # the first when its model is loaded. Without it the connections of a server that just ended hold the port.
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
+            return _bound(settings, can_reuse=False)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return _bound(settings, can_reuse=True)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
         raise ConfigurationError(
             f"Can't listen on {settings.host} port {settings.port}: {reason}. Choose another with --port or --host.",
             param="port",
         ) from error
+
+
+def _bound(settings: Settings, *, can_reuse: bool) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, can_reuse)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 

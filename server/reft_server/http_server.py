@@ -70,6 +70,8 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(handle_loop_exception)
+        for listener in sockets or ():  # inherited by its connections, which otherwise hold the port after the end
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await super().startup(sockets=sockets)
         self._loop = loop
         if self._reload is not None:

@@ -139,11 +139,19 @@ def _print_infos(infos: Iterable[InterventionInfo], terminal: Terminal) -> None:
             "" if info.low_rank_dimension is None else str(info.low_rank_dimension),
             format_size(info.size_bytes),
             format_time(info.created),
-            info.state,
+            _state(info),
         )
         for info in infos
     ]
     terminal.table(header, rows)
+
+
+def _state(info: InterventionInfo) -> str:
+    if info.deleted is None:
+        return info.state
+    if info.restorable_until is None:
+        return "deleted"
+    return f"deleted, restorable until {format_time(info.restorable_until)}"
 
 
 def _details(info: InterventionInfo) -> list[tuple[str, str]]:
@@ -165,7 +173,7 @@ def _details(info: InterventionInfo) -> list[tuple[str, str]]:
         ("parameters", "" if info.num_parameters is None else f"{info.num_parameters:,}"),
         ("size", format_size(info.size_bytes)),
         ("created", f"{format_time(info.created)} UTC"),
-        ("state", info.state),
+        ("state", _state(info)),
     ]
     return [(field, value) for field, value in rows if value]
 

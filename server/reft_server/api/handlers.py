@@ -45,7 +45,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     if not isinstance(error, HTTPException):
         raise error
     known: dict[int, ReftError] = {
-        404: RouteNotFoundError(f"No route {request.method} {request.url.path}"),
+        404: RouteNotFoundError(f"No route {request.method} {request.url.path}; GET /docs shows what there is"),
         405: MethodNotAllowedError(f"{request.url.path} does not take {request.method}"),
         408: RequestBodyTimeoutError(error.detail),
         413: PayloadTooLargeError(error.detail),

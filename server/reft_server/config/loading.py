@@ -25,13 +25,13 @@ def check_environment(environ: Mapping[str, str]) -> None:
     """Refuse a misspelt variable: it would be ignored in silence otherwise.
 
     Raises:
-        ConfigurationError: a `REFT_*` variable that no setting has; the nearest valid name is in the message.
+        ConfigurationError: a `REFT_*` variable that no setting has; a valid name that is like it is in the message.
     """
     known = {field.variable for field in setting_fields()} | CLIENT_VARIABLES
     for name in sorted(environ):
         if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
-            nearest = _nearest(name.upper(), known)
-            raise ConfigurationError(f"Unknown setting {name}: did you mean {nearest}?", param=name)
+            advice = _advice(name.upper(), known, prefix=ENV_PREFIX)
+            raise ConfigurationError(f"Unknown setting {name}: {advice}", param=name)
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -70,8 +70,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     known = {field.key for field in setting_fields()} - {"config"}
     for key in _keys(values):
         if key not in known:
-            message = f"Unknown setting {key} in {path}: did you mean {_nearest(key, known)}?"
-            raise ConfigurationError(message, param="config")
+            raise ConfigurationError(f"Unknown setting {key} in {path}: {_advice(key, known)}", param="config")
     return values
 
 
@@ -90,5 +89,7 @@ def _merged(values: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str,
     return merged
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    return difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+def _advice(name: str, known: Iterable[str], prefix: str = "") -> str:
+    rests = sorted(other.removeprefix(prefix) for other in known)  # what all have in common makes none of them likely
+    close = difflib.get_close_matches(name.removeprefix(prefix), rests, n=1)
+    return f"did you mean {prefix}{close[0]}?" if close else "`reft-serve --help` lists them all."

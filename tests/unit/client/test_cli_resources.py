@@ -53,6 +53,13 @@ def test_interventions_versions_lists_them(server: Server, run: Run) -> None:
     assert len(json.loads(run("interventions", "versions", "haiku", "--json")[1])["data"]) == 2
 
 
+def test_interventions_versions_say_until_when_a_deleted_one_can_be_restored(server: Server, run: Run) -> None:
+    gone = {**INFO, "state": "stored", "deleted": 60, "restorable_until": 604860}
+    server.json("/v1/interventions/haiku/versions", {"name": "haiku", "data": [gone]})
+    _, out, _ = run("interventions", "versions", "haiku", "--deleted")
+    assert out.splitlines()[1].split("\t")[-1] == "deleted, restorable until 1970-01-08 00:01"
+
+
 def test_interventions_upload_shows_the_version_and_its_self_test(server: Server, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "haiku.safetensors"
     path.write_bytes(b"content")

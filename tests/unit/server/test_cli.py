@@ -6,11 +6,13 @@ import json
 import logging
 import socket
 import warnings
+from pathlib import Path
 
 import pytest
 
 from reft_server import cli
 from reft_server.config import setting_fields
+from reft_server.errors import ConfigurationError
 from reft_server.logging_setup import LogFormat, configure_logging
 
 
@@ -59,6 +61,48 @@ def test_port_in_use_shows_before_the_model_is_loaded(
         port = taken.getsockname()[1]
         assert cli.main(["--port", str(port), "--model", "./no/such/folder"]) == 2
     assert f"port {port}: Address already in use" in capsys.readouterr().err
+
+
+def test_port_of_a_server_that_still_loads_its_model_is_in_use(
+    capsys: pytest.CaptureFixture[str], restored_logging: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seconds: list[int] = []
+
+    def start_another(listener: socket.socket, *_: object) -> tuple[()]:
+        seconds.append(cli.main(["--port", str(listener.getsockname()[1]), "--store-dir", str(tmp_path)]))
+        raise ConfigurationError("enough seen")
+
+    monkeypatch.setattr(cli, "check_exposure", start_another)
+    assert cli.main(["--port", "0", "--store-dir", str(tmp_path)]) == 2
+    assert seconds == [2]
+    assert ": Address already in use" in capsys.readouterr().err
+
+
+def test_port_whose_last_connections_are_not_forgotten_yet_can_be_taken(
+    capsys: pytest.CaptureFixture[str], restored_logging: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket() as ended:
+        ended.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ended.bind(("127.0.0.1", 0))
+        ended.listen()
+        port = ended.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            ended.accept()[0].close()  # the side that closes first waits, for a minute
+            assert client.recv(1) == b""
+
+    def stop(listener: socket.socket, *_: object) -> tuple[()]:
+        raise ConfigurationError(f"bound to {listener.getsockname()[1]}")
+
+    monkeypatch.setattr(cli, "check_exposure", stop)
+    assert cli.main(["--port", str(port), "--store-dir", str(tmp_path)]) == 2
+    assert f"bound to {port}" in capsys.readouterr().err
+
+
+def test_beginning_of_a_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--engine-max-num-seq", "4"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --engine-max-num-seq" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

@@ -112,6 +112,11 @@ def test_unknown_variable_stops_the_start_and_names_the_nearest(variable: str, n
         check_environment({variable: "1"})
 
 
+def test_unknown_variable_like_no_other_gets_no_wild_guess() -> None:
+    with pytest.raises(ConfigurationError, match=r"Unknown setting REFT_XYZZY: `reft-serve --help` lists them all"):
+        check_environment({"REFT_XYZZY": "1"})
+
+
 def test_variables_of_the_client_and_of_others_are_let_through() -> None:
     check_environment({"REFT_URL": "http://x", "REFT_API_KEY": "k", "PATH": "/bin", "REFTING": "1", "reft_port": "1"})
 
