@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks import distinct_plot, tables, throughput_plot
@@ -11,12 +12,37 @@ from benchmarks.figures import read_result, read_results
 from benchmarks.machine import RESULTS, job_ceiling
 
 README = Path(__file__).parents[1] / "README.md"
-START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+END = "<!-- bench:end -->"
 PEERS = {name.removeprefix("peers-"): name for name in throughput_plot.RESULT_NAMES}
 
 
+def summary(folder: Path = RESULTS) -> str:
+    """The README's first figures: adapters mixed at the largest batch, beside the others that have several."""
+    peers = read_results(PEERS.values(), folder)
+    (curve,) = read_results(("distinct",), folder)
+    swap = read_result("swap", folder)
+    names = ("ours_mixed", "peft_lora_mixed", "vllm_cpu_lora_mixed", "pyreft_sets")
+    found = {name: run["batches"][-1] for run in reversed(peers) for name in run["batches"][-1]["tokens_per_s"]}
+    rows = [
+        (tables.LABELS[name], f"{found[name]['tokens_per_s'][name]['median']:.0f}", _over(found[name], name))
+        for name in names
+        if name in found
+    ]
+    job, machine, num_requests = peers[0]["job"], peers[0]["machine"], peers[0]["batches"][-1]["num_requests"]
+    title = f"{job['num_sets']} adapters mixed in {num_requests} requests at once"
+    points = [point for one in curve["series"] for point in one["over_base"] if point["kind"] == "f3+l3"]
+    most = max(points, key=lambda point: point["num_distinct"])
+    return (
+        f"{_markdown(tables.Table(title, (title, 'output tokens/s', 'reft-serve over it'), rows))}\n\n"
+        f"{machine['num_cores']} cores of an {machine['cpu']}, {job['model']}. With {most['num_distinct']} distinct "
+        f"sets in one batch throughput is {tables.ratio(most)} of the base model's. The first request with a set just "
+        f"uploaded takes {swap['just_uploaded_above_warm_ms']['median']:.1f} ms longer than the next "
+        "([all figures](#benchmarks))."
+    )
+
+
 def section(folder: Path = RESULTS) -> str:
-    """The text between the README's markers."""
+    """All figures, in the README's last part."""
     peers = read_results(PEERS.values(), folder)
     curves = read_results(distinct_plot.RESULT_NAMES, folder)
     missing = [peer for peer, name in PEERS.items() if not (folder / f"{name}.jsonl").exists()]
@@ -36,12 +62,23 @@ def section(folder: Path = RESULTS) -> str:
     return "\n\n".join(blocks)
 
 
+SECTIONS: Mapping[str, Callable[[], str]] = MappingProxyType(
+    {"<!-- bench:summary -->": summary, "<!-- bench:figures -->": section}
+)
+"""What stands between a marker and the next `END`."""
+
+
+def with_sections(text: str) -> str:
+    """A page with what stands after each of its markers written anew."""
+    for marker, write in SECTIONS.items():
+        before, rest = text.split(marker, 1)
+        text = f"{before}{marker}\n{write()}\n{END}{rest.split(END, 1)[1]}"
+    return text
+
+
 def main() -> None:
-    """Write the section into the README, and draw the plots."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(START, 1)
-    _, after = rest.split(END, 1)
-    README.write_text(f"{before}{START}\n{section()}\n{END}{after}", encoding="utf-8")
+    """Write the sections into the README, and draw the plots."""
+    README.write_text(with_sections(README.read_text(encoding="utf-8")), encoding="utf-8")
     distinct_plot.write_plot()
     throughput_plot.write_plot()
 
@@ -49,6 +86,10 @@ def main() -> None:
 def _markdown(table: tables.Table) -> str:
     head = [f"| {' | '.join(table.columns)} |", "|" + "---|" * len(table.columns)]
     return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in table.rows)])
+
+
+def _over(batch: dict[str, Any], name: str) -> str:
+    return tables.ratio(batch["mixed_over"][name]) if name in batch["mixed_over"] else ""
 
 
 def _conditions(runs: Sequence[dict[str, Any]]) -> str:
