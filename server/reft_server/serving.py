@@ -90,7 +90,13 @@ def build_app(
     base = load_base_model(settings)
     if building is not None:
         building.join()
-    engine = build_engine(base.model, base.model_id, settings.engine.to_engine_settings(), cache_dir=settings.cache_dir)
+    engine = build_engine(
+        base.model,
+        base.model_id,
+        settings.engine.to_engine_settings(),
+        cache_dir=settings.cache_dir,
+        reserved_bytes=int(settings.intervention_device_bytes),
+    )
     info = engine.model_info
     device_pool = _device_pool(torch.device(info.device), settings)
     registry = Registry(

@@ -46,14 +46,23 @@ class EngineGroup(BaseModel):
         le=1 << 20,
         description="Tokens of one step; longer prompts are prefilled in chunks.",
     )
-    kv_cache_bytes: ByteSize = Field(
-        ByteSize(_ENGINE.kv_cache_bytes), ge=1 << 20, le=1 << 44, description="Bound of the KV cache, such as 2GiB."
+    kv_cache_bytes: ByteSize | None = Field(
+        None,
+        ge=1 << 20,
+        le=1 << 44,
+        description="Bound of the KV cache, such as 2GiB; unset = 2GiB, on a GPU what is left of the share.",
     )
-    prefix_cache_bytes: ByteSize = Field(
-        ByteSize(_ENGINE.prefix_cache_bytes),
+    prefix_cache_bytes: ByteSize | None = Field(
+        None,
         ge=0,
         le=1 << 44,
-        description="Bound of the prefix cache, besides the KV cache.",
+        description="Bound of the prefix cache, besides the KV cache; unset = 1GiB, on a GPU a third of what is left.",
+    )
+    device_memory_share: float = Field(
+        _ENGINE.device_memory_share,
+        gt=0,
+        le=1,
+        description="Part of a GPU's memory for model, steps, interventions and those caches whose size is unset.",
     )
     prefix_cache_scope: PrefixCacheScope = Field(
         _ENGINE.prefix_cache_scope,

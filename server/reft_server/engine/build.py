@@ -17,11 +17,12 @@ from reft_interventions.model_tree import base_model_spec
 from reft_interventions.user_folders import default_cache_dir
 from reft_server.errors import ConfigurationError, UnsupportedModelError
 
-from .checks import check_exact, reference_logits
-from .device import use_device
+from .checks import check_exact, reference_logits, run_largest_step
+from .device import cache_sizes, measure_memory, use_device
 from .engine import LocalEngine
 from .generic_model import GenericModel
 from .kernels import AttentionShape, Kernels, TorchKernels
+from .kv_memory import BLOCK_SIZE
 from .llama_shape import can_pack
 from .native import NativeUnavailableError, load_library
 from .native_model import NativeModel
@@ -37,18 +38,24 @@ _NAMES = {NativeModel: "native", PackedModel: "packed", GenericModel: "generic"}
 
 
 def build_engine(
-    model: PreTrainedModel, model_id: str, settings: EngineSettings, *, cache_dir: Path | None = None
+    model: PreTrainedModel,
+    model_id: str,
+    settings: EngineSettings,
+    *,
+    cache_dir: Path | None = None,
+    reserved_bytes: int = 0,
 ) -> LocalEngine:
     """Take a frozen model over, check that it is served exactly, and return the engine, not started yet.
 
     Args:
         model: in eval mode, on its device. The native and packed paths free its weights: don't use it afterwards.
         cache_dir: where compiled kernels are kept; None = the user's cache folder.
+        reserved_bytes: of a GPU's memory, what the caches leave for interventions.
 
     Raises:
         UnsupportedModelError: the architecture can't be served exactly.
-        ConfigurationError: `max_model_len` or `kv_cache_bytes` can't work with this model, or `model_path` is native
-            and the kernels can't be compiled here.
+        ConfigurationError: `max_model_len` or `kv_cache_bytes` can't work with this model on this device, or
+            `model_path` is native and the kernels can't be compiled here.
     """
     try:
         info = _model_info(model, model_id, settings)
@@ -78,7 +85,17 @@ def build_engine(
         info.device,
         info.max_model_len,
     )
-    return LocalEngine(served, info, settings)
+    memory = measure_memory(
+        model.device, lambda: run_largest_step(served, info.vocab_size, info.max_model_len, settings)
+    )
+    sizes = cache_sizes(
+        settings,
+        memory,
+        min_bytes=served.kv_layout.bytes_per_token * BLOCK_SIZE,
+        reserved_bytes=reserved_bytes,
+    )
+    logger.info("cache sizes kv_bytes=%d prefix_bytes=%d", sizes.kv_bytes, sizes.prefix_bytes)
+    return LocalEngine(served, info, settings, sizes)
 
 
 def _model_path(

@@ -8,8 +8,12 @@ from transformers import PreTrainedModel
 
 from reft_server.errors import UnsupportedModelError
 
-from .settings import WeightDtype
+from .sampler import sample
+from .sequence import Sequence
+from .settings import EngineSettings, WeightDtype
 from .single import Model, run_alone
+from .stream import NullStream
+from .types import GenerationRequest, SamplingParams
 
 _CHUNK_SIZES = (9, 14, 1)  # a first chunk, a later chunk, a decode step
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -65,3 +69,12 @@ def check_runs(model: Model, vocab_size: int) -> None:
     logits = run_alone(model, probe_token_ids(vocab_size), chunk_sizes=_CHUNK_SIZES)
     if not torch.isfinite(logits).all():
         raise RuntimeError("the model's own logits are no longer finite")
+
+
+def run_largest_step(model: Model, vocab_size: int, max_model_len: int, settings: EngineSettings) -> None:
+    """As many tokens as a step may have, with K and V of their own, then the choice of as many tokens."""
+    run_alone(model, [0] * min(settings.max_num_batched_tokens, max_model_len))
+    request = GenerationRequest("largest", (0,), SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9))
+    sequence = Sequence(request, NullStream(), len(model.kv_layout.layers))
+    logits = torch.zeros(settings.max_num_seqs, vocab_size, dtype=model.kv_layout.dtype, device=model.kv_layout.device)
+    sample(logits, (sequence,) * settings.max_num_seqs)

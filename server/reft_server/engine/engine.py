@@ -17,7 +17,7 @@ from reft_interventions.folded import FoldedSet
 from reft_server.errors import EngineDeadError, EngineOverloadedError, ReftError
 
 from .checks import check_runs
-from .device import use_device
+from .device import CacheSizes, use_device
 from .edit_plan import EditPlanner
 from .kv_memory import KVAllocator
 from .paged_cache import make_kv_cache
@@ -48,12 +48,14 @@ class LocalEngine:
 
     Args:
         model: a model path; only the engine's thread runs it once the engine has started.
+        sizes: of the caches.
     """
 
-    def __init__(self, model: Model, model_info: ModelInfo, settings: EngineSettings) -> None:
+    def __init__(self, model: Model, model_info: ModelInfo, settings: EngineSettings, sizes: CacheSizes) -> None:
         self.model_info = model_info
         self._model = model
         self._settings = settings
+        self._sizes = sizes
         self._wake = threading.Condition()
         self._inbox: deque[Sequence] = deque()
         self._jobs: deque[Callable[[], None]] = deque()
@@ -300,17 +302,17 @@ class LocalEngine:
         settings = self._settings
         return make_kv_cache(
             self._model.kv_layout,
-            budget_bytes=settings.kv_cache_bytes,
+            budget_bytes=self._sizes.kv_bytes,
             max_rows=settings.max_num_seqs,
             max_tokens=self.model_info.max_model_len,
-            prefix_bytes=settings.prefix_cache_bytes if settings.prefix_cache_scope != "off" else 0,
+            prefix_bytes=self._sizes.prefix_bytes,
             previous=previous,
         )
 
     def _reset(self) -> None:
         settings = self._settings
         self._kv_cache = self._make_kv_cache(self._kv_cache)
-        memory = self._kv_cache.block_memory(settings.prefix_cache_bytes)
+        memory = self._kv_cache.block_memory(self._sizes.prefix_bytes)
         self._prefix_cache = PrefixCache(memory, is_shared=settings.prefix_cache_scope == "shared")
         placement = Placement(
             self._kv_cache,

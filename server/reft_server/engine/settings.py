@@ -19,8 +19,10 @@ class EngineSettings:
     Args:
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens of one step; longer prompts are prefilled in chunks.
-        kv_cache_bytes: bound of the KV cache, bytes.
-        prefix_cache_bytes: bound of the blocks kept for reuse, bytes, besides `kv_cache_bytes`.
+        kv_cache_bytes: bound of the KV cache, bytes; None = 2 GiB, on a GPU what is left of `device_memory_share`.
+        prefix_cache_bytes: bound of the blocks kept for reuse, bytes, besides `kv_cache_bytes`; None = 1 GiB, on a GPU
+            a third of what is left.
+        device_memory_share: of a GPU's memory, what the server uses together where caches have no size of their own.
         prefix_cache_scope: `shared`: requests reuse whatever their edits leave equal; `intervention`: only what the
             same interventions computed, as servers do that key their cache by adapter; `off`.
         max_queue_len: waiting requests; one more is refused at once.
@@ -39,8 +41,9 @@ class EngineSettings:
 
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
-    kv_cache_bytes: int = 2 << 30
-    prefix_cache_bytes: int = 1 << 30
+    kv_cache_bytes: int | None = None
+    prefix_cache_bytes: int | None = None
+    device_memory_share: float = 0.9
     prefix_cache_scope: PrefixCacheScope = "shared"
     max_queue_len: int = 256
     max_queue_time_s: float = 60.0
