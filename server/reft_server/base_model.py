@@ -55,19 +55,19 @@ def load_base_model(settings: Settings) -> BaseModel:
         AdapterError: `merge_lora` names something that can't be merged into it.
     """
     location = locate_model(settings)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device != "cpu" and not torch.cuda.is_available():
-        raise ModelUnavailableError(f"The device {device} is not available: torch finds no CUDA GPU.", param="device")
+    device = _device(settings.device)
     logger.info("model_load path=%s dtype=%s device=%s", location.path, settings.dtype, device)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(location.path, local_files_only=True)
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                location.path, dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True
+                location.path,
+                dtype=getattr(torch, settings.dtype),
+                local_files_only=True,
+                use_safetensors=True,
+                # Weights are read straight to a GPU: the host never holds them all.
+                device_map=None if device.type == "cpu" else {"": device},
             )
-        torch.nn.Module.to(model, device)  # in place; PreTrainedModel's own `to` hides its signature from mypy
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelUnavailableError(
             f"The model in {location.path} can't be loaded: {_first_line(error)}", param="model"
@@ -77,6 +77,30 @@ def load_base_model(settings: Settings) -> BaseModel:
     if settings.merge_lora is not None:
         model, model_id = merge_adapter(model, settings.merge_lora), merged_model_id(model_id, settings.merge_lora)
     return BaseModel(model=model, tokenizer=tokenizer, model_id=model_id, path=location.path)
+
+
+def _device(name: str) -> torch.device:
+    """Where the model goes.
+
+    Raises:
+        ModelUnavailableError: torch has no such device.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if num_gpus else "cpu"
+    device = torch.device("cuda", 0) if name == "cuda" else torch.device(name)
+    if device.type == "cuda" and not num_gpus:
+        raise ModelUnavailableError(
+            f"The device {name} is not available: torch {torch.__version__} finds no CUDA GPU. Take --device cpu, or "
+            "look whether nvidia-smi lists one and this torch is a CUDA build.",
+            param="device",
+        )
+    if device.type == "cuda" and device.index >= num_gpus:
+        raise ModelUnavailableError(
+            f"The device {name} is not available: torch finds {num_gpus} CUDA GPU(s), cuda:0 to cuda:{num_gpus - 1}.",
+            param="device",
+        )
+    return device
 
 
 def locate_model(settings: Settings) -> ModelLocation:

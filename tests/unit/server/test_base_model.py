@@ -271,6 +271,27 @@ def test_load_refuses_a_device_that_is_not_there(tmp_path: Path) -> None:
         load_base_model(load_settings({"model": str(tmp_path), "device": "cuda"}))
 
 
+def test_load_reads_weights_straight_to_a_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As far as that shows without one: what transformers is asked for."""
+    asked: list[dict[str, Any]] = []
+
+    def from_pretrained(*_: Any, **options: Any) -> None:
+        asked.append(options)
+        raise OSError("no weights here")
+
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr(base_model.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    for num_gpus, device in ((0, "auto"), (2, "auto"), (2, "cuda"), (2, "cuda:1")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda num=num_gpus: num > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda num=num_gpus: num)
+        with pytest.raises(ModelUnavailableError, match="no weights here"):
+            load_base_model(load_settings({"model": str(tmp_path), "device": device}))
+    gpus = [torch.device("cuda", index) for index in (0, 0, 1)]
+    assert [one["device_map"] for one in asked] == [None, *({"": gpu} for gpu in gpus)]
+    with pytest.raises(ModelUnavailableError, match="2 CUDA GPU"):
+        load_base_model(load_settings({"model": str(tmp_path), "device": "cuda:2"}))
+
+
 def test_load_merges_a_lora_and_names_it(tiny_model: Any, tmp_path: Path) -> None:
     base = tiny_model("llama")
     base.save_pretrained(tmp_path / "tiny")
