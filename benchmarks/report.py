@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import distinct_plot, tables, throughput_plot
 from benchmarks.figures import read_result, read_results
+from benchmarks.gpu.targets import table as gpu_table
 from benchmarks.machine import RESULTS, job_ceiling
 
 README = Path(__file__).parents[1] / "README.md"
@@ -58,6 +59,7 @@ def section(folder: Path = RESULTS) -> str:
         _fairness(read_result("fairness", folder)),
         _soak(read_result("soak", folder)),
         _load(read_result("load", folder)),
+        *_gpu(folder),
     ]
     return "\n\n".join(blocks)
 
@@ -198,6 +200,18 @@ def _load(run: dict[str, Any]) -> str:
         f"compared with a known text, no 5xx but 503, no file or task was left; resident memory grew by "
         f"{run['rss_growth']:.1%}."
     )
+
+
+def _gpu(folder: Path) -> Iterator[str]:
+    """Nothing while there is no record of a GPU."""
+    for run in read_results(["gpu"], folder):
+        peak, machine = run["ceilings"], run["machine"]
+        yield (
+            f"One {run['device']}, torch {machine['torch']}, Llama-3.1-8B's shape in bfloat16 with random weights "
+            f"(`python -m benchmarks.gpu`). Its best here: {peak['copy_gb_per_s']:,.0f} GB/s copied, "
+            f"{peak['bf16_tflops']:,.0f} TFLOP/s of products, {peak['from_host_gb_per_s']:,.0f} GB/s from the host."
+        )
+        yield _markdown(gpu_table(run))
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ class FoldedSet:
         for weight in weights:
             firsts[id(weight)] = num_values
             num_values += -(-weight.numel() // _ALIGNED_VALUES) * _ALIGNED_VALUES
-        buffer = torch.empty(num_values, dtype=torch.float32, pin_memory=is_pinned)
+        buffer = torch.zeros(num_values, dtype=torch.float32, pin_memory=is_pinned)
 
         def packed(weight: Tensor) -> Tensor:
             first = firsts[id(weight)]

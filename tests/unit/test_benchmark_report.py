@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import distinct_plot, tables, throughput_plot
-from benchmarks.figures import read_results
-from benchmarks.report import README, with_sections
+from benchmarks.figures import read_results, write_result
+from benchmarks.machine import RESULTS
+from benchmarks.report import README, section, with_sections
 
 PLOTS = {"distinct": distinct_plot, "throughput": throughput_plot}
 
@@ -16,6 +19,21 @@ PLOTS = {"distinct": distinct_plot, "throughput": throughput_plot}
 def test_readme_quotes_the_kept_results() -> None:
     text = README.read_text(encoding="utf-8")
     assert text == with_sections(text), "run: python -m benchmarks.report"
+
+
+def test_report_has_the_figures_of_a_gpu_once_there_is_a_record(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    shutil.copytree(RESULTS, folder)
+    (folder / "gpu.jsonl").unlink(missing_ok=True)
+    without = section(folder)
+    ceilings = {"copy_gb_per_s": 4000.0, "from_host_gb_per_s": 50.0, "bf16_tflops": 700.0}
+    result = {"machine": {"torch": "2.11"}, "device": "H200", "ceilings": ceilings}
+    write_result("gpu", result | {"activation": {"from_host_ms": 0.5, "from_disk_ms": 25.0}}, folder)
+    added = section(folder).removeprefix(without)
+    assert added != section(folder)
+    assert "One H200, torch 2.11" in added
+    assert "| a set from host | 0.5 ms | <= 1 ms | met |" in added
+    assert "| a set from disk | 25 ms | <= 20 ms | MISSED |" in added
 
 
 @pytest.mark.parametrize("name", PLOTS)

@@ -2,17 +2,127 @@
 
 from __future__ import annotations
 
+import json
+import time
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from benchmarks.gpu import dry_plan, run
+from benchmarks.figures import read_result
+from benchmarks.gpu import run as running
+from benchmarks.gpu.plan import dry_plan, full_plan
+from benchmarks.gpu.run import UNFINISHED, finish, run
+from benchmarks.gpu.targets import table, verdicts
+
+SECTIONS = (
+    "ceilings",
+    "exactness",
+    "load",
+    "decode",
+    "prefill",
+    "edit_kernels",
+    "activation",
+    "throughput",
+    "shared_prefix",
+    "generate",
+    "generate_compiled",
+)
 
 
 @pytest.mark.slow
-def test_every_section_of_the_gpu_benchmark_runs() -> None:
-    result = run(dry_plan())
+def test_every_section_of_the_gpu_benchmark_runs_and_every_figure_has_its_line(tmp_path: Path) -> None:
+    result = run(dry_plan(), tmp_path)
+    assert set(result["seconds"]) == set(SECTIONS)
+    for name in SECTIONS:
+        assert not result[name].keys() & {"failed", "cut_after_s"}, result[name]
     assert max(result["exactness"].values()) <= 1e-4
-    for name in ("decode_ms", "prefill", "activation_ms", "throughput", "shared_prefix"):
-        assert "failed" not in result[name], result[name]
-    assert [cell["batch"] for cell in result["decode_ms"]] == [2]
-    assert result["prefill"]["all"] > 0
-    assert set(result["throughput"]) == {"base_tokens_per_s", "f7+l7 x 2 over base", "all x 2 over base"}
+    assert [cell["batch"] for cell in result["decode"]["cells"]] == [2]
+    assert result["prefill"]["all_tokens_per_s"] > 0
+    assert set(result["edit_kernels"]) == {"no edit", "one set", "8 sets", "distinct"}
+    assert [(mix["positions"], mix["num_distinct"]) for mix in result["throughput"]["mixes"]] == [
+        ("f7+l7", 2),
+        ("all", 2),
+    ]
+    assert set(result["generate"]) == {"batch 2", "batch 2, hooks"}
+    shown = {one.figure for one in verdicts(result)}
+    # 2 of decode steps, 3 of prompts, 4 of kernels, 2 of activation, 2 mixes, 1 prefix, 3 comparisons.
+    assert len(shown) == len(verdicts(result)) == 17
+    assert json.loads((tmp_path / UNFINISHED).read_text()) == result
+    finish(tmp_path)
+    assert read_result("gpu", tmp_path) == result
+    assert not (tmp_path / UNFINISHED).exists()
+
+
+def make_recorder(folder: Path | None) -> Any:
+    return running._Recorder(dry_plan(), folder)
+
+
+def test_section_that_takes_too_long_is_cut_and_keeps_what_it_had() -> None:
+    recorder = make_recorder(None)
+
+    def slow(found: dict[str, Any]) -> None:
+        found["first"] = 1
+        try:
+            time.sleep(30)
+        except Exception:  # noqa: BLE001 - what a library might do
+            found["swallowed"] = True
+
+    assert not recorder.run("slow", 0.01, slow)
+    assert recorder.result["slow"] == {"first": 1, "cut_after_s": 0.0}
+    assert recorder.run("next", 10, lambda found: found.update(second=2))
+    assert not recorder.run("late", -1, lambda found: found.update(third=3))
+    assert recorder.result["late"] == {"cut_after_s": -1}
+
+
+def test_section_that_fails_is_reported_and_is_on_disk_with_the_others(tmp_path: Path) -> None:
+    recorder = make_recorder(tmp_path)
+    recorder.run("good", 10, lambda found: found.update(figure=1))
+
+    def bad(found: dict[str, Any]) -> None:
+        found["before"] = 2
+        raise ValueError("no kernel image")
+
+    assert not recorder.run("bad", 10, bad)
+    kept = json.loads((tmp_path / UNFINISHED).read_text())
+    assert kept["good"] == {"figure": 1}
+    assert kept["bad"] == {"before": 2, "failed": "ValueError: no kernel image"}
+
+
+def test_run_that_was_killed_is_appended_by_the_next_one(tmp_path: Path) -> None:
+    make_recorder(tmp_path).run("only", 10, lambda found: found.update(figure=1))
+    finish(tmp_path)
+    finish(tmp_path)
+    assert read_result("gpu", tmp_path)["only"] == {"figure": 1}
+    assert len((tmp_path / "gpu.jsonl").read_text().splitlines()) == 1
+
+
+def test_time_budgets_of_a_whole_run_stay_under_eight_minutes() -> None:
+    assert running.TOTAL_S < 8 * 60
+    assert full_plan().is_on_gpu
+
+
+@pytest.mark.parametrize(
+    ("section", "figures", "is_met"),
+    [
+        ("decode", {"cells": [{"batch": 1, "context": 512, "base_ms": 4.0, "base_share": 0.8}]}, True),
+        ("decode", {"cells": [{"batch": 256, "context": 512, "base_ms": 9.0, "base_share": 0.69}]}, False),
+        ("decode", {"cells": [{"batch": 8, "context": 512, "base_ms": 9.0, "base_share": 0.2}]}, None),
+        ("prefill", {"num_tokens": 8192, "base_share": 0.71, "base_tokens_per_s": 40000.0}, True),
+        (
+            "throughput",
+            {"mixes": [{"positions": "all", "num_distinct": 8, "over_base": 0.84, "base_tokens_per_s": 1.0}]},
+            False,
+        ),
+        ("activation", {"from_host_ms": 1.2}, False),
+        ("activation", {"from_disk_ms": 20.0}, True),
+        ("shared_prefix", {"over_base": 1.3}, False),
+        ("edit_kernels", {"distinct": {"us": 10.0, "gb_per_s": 600.0}}, True),
+        ("edit_kernels", {"failed": "OutOfMemoryError: "}, "nothing"),
+    ],
+)
+def test_verdict_compares_a_figure_with_its_target(section: str, figures: dict[str, Any], is_met: object) -> None:
+    result = {"ceilings": {"copy_gb_per_s": 1000.0}, section: figures}
+    found = [one.is_met for one in verdicts(result)]
+    assert found == ([] if is_met == "nothing" else [is_met])
+    assert len(table(result).rows) == len(found)

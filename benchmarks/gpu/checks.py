@@ -1,0 +1,81 @@
+"""What comes before the figures: the GPU's ceilings, and whether the path is exact."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.inputs import digits, random_model, random_set, settings, timed
+from benchmarks.gpu.plan import Plan
+from reft_server.engine import build_engine
+from reft_server.engine.device_pool import DevicePool
+from reft_server.engine.single import run_alone
+
+_TOLERANCE = 1e-4
+
+
+def ceilings(plan: Plan, found: dict[str, Any]) -> None:
+    """Best copy bandwidth (bytes read and written) and that from pinned memory, GB/s, and bf16 products, TFLOP/s."""
+    size, side = ((4 << 30), 8192) if plan.is_on_gpu else (1 << 16, 32)
+    source = torch.empty(size, dtype=torch.uint8, device=plan.device)
+    target = torch.empty_like(source)
+    host = torch.empty(size // 16, dtype=torch.uint8, pin_memory=plan.is_on_gpu)
+    left = torch.randn(side, side, dtype=torch.bfloat16, device=plan.device)
+    found["copy_gb_per_s"] = digits(2 * size / min(timed(plan, lambda: target.copy_(source))) / 1e9)
+    seconds = min(timed(plan, lambda: target[: len(host)].copy_(host, non_blocking=True)))
+    found["from_host_gb_per_s"] = digits(host.nbytes / seconds / 1e9)
+    found["bf16_tflops"] = digits(2 * side**3 / min(timed(plan, lambda: left @ left)) / 1e12)
+
+
+def exactness(plan: Plan, found: dict[str, Any]) -> None:
+    """Largest difference of logits to the float32 reference on the CPU, over a row's spread, in chunks and by token.
+
+    Raises:
+        RuntimeError: it is above the tolerance, or a set's copy on the device did not stay what it was.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 256}
+    config = {**plan.config, **sizes, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    reference = random_model(config, torch.float32, torch.device("cpu"))
+    served = copy.deepcopy(reference).to(plan.device)
+    engines = [
+        build_engine(one, "exactness", settings(plan, kernels=kernels, model_path="packed", kv_cache_bytes=1 << 24))
+        for one, kernels in ((reference, "torch"), (served, "triton"))
+    ]
+    chunks = plan.exactness_chunks
+    token_ids = [(31 * i + 7) % 256 for i in range(sum(chunks))]
+    for name, positions in (("base", None), ("prompt only", "f3+l2"), ("all", "all")):
+        sets = () if positions is None else (random_set(2, 64, positions, seed=1, strength=0.5),)
+        logits = []
+        for engine in engines:
+            model = engine._model
+            placed = tuple(one.to(model.kv_layout.device) for one in sets)
+            rows = run_alone(model, token_ids, prompt_length=sum(chunks[:2]), interventions=placed, chunk_sizes=chunks)
+            logits.append(rows.float().cpu())
+        spread = logits[0].amax(-1) - logits[0].amin(-1)
+        found[name] = float(((logits[0] - logits[1]).abs().amax(-1) / spread).max())
+    if not max(found.values()) <= _TOLERANCE:
+        raise RuntimeError(f"the GPU path is not exact, so nothing is measured: {found}")
+    found["wrong copies"] = asyncio.run(_num_wrong_copies(plan))
+    if found["wrong copies"]:
+        raise RuntimeError("sets on the device were overwritten while kernels that read them were queued")
+
+
+async def _num_wrong_copies(plan: Plan) -> int:
+    """Sets that a kernel behind a long one saw changed, because the next set was copied into their memory."""
+    host = [random_set(plan.num_layers, plan.width, "all", seed).packed() for seed in range(4)]
+    pool = DevicePool(plan.device, 2 * host[0].num_bytes, max_wait_s=10.0)
+    side = 8192 if plan.is_on_gpu else 8
+    busy = torch.zeros(side, side, dtype=plan.dtype, device=plan.device)
+    seen = []
+    for turn in range(plan.num_churned_sets):
+        [placed] = await pool.place([host[turn % len(host)]])
+        assert placed.buffer is not None  # what the pool places is packed
+        busy @ busy
+        seen.append(placed.buffer.clone())  # behind the product, while the next sets are copied already
+        del placed
+    expected = [one.buffer for one in host]
+    return sum(not torch.equal(one.cpu(), expected[turn % len(host)]) for turn, one in enumerate(seen))
