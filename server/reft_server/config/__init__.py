@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .fields import SettingField, setting_fields
 from .groups import EngineGroup, FineTuningGroup, TenantGroup
-from .loading import check_environment, load_settings
+from .loading import check_environment, check_together, load_settings
 from .settings import Settings
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Settings",
     "TenantGroup",
     "check_environment",
+    "check_together",
     "load_settings",
     "setting_fields",
 ]

@@ -38,14 +38,14 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     """Build the tree from `overrides` (nested as the tree is), then the environment, the settings file, the defaults.
 
     Raises:
-        ConfigurationError: an unknown variable or key, a file that can't be read, or a value that is malformed or out
-            of bounds.
+        ConfigurationError: an unknown variable or key, a file that can't be read, a value that is malformed or out of
+            bounds, or two that contradict each other.
     """
     check_environment(os.environ)
     given = _merged(EnvSettingsSource(Settings)(), overrides or {})
     file = {} if given.get("config") is None else read_settings_file(Path(given["config"]))
     try:
-        return Settings(**_merged(file, given))
+        settings = Settings(**_merged(file, given))
     except ValidationError as error:
         first = error.errors()[0]
         path = tuple(str(part) for part in first["loc"])
@@ -53,6 +53,21 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         is_given = field.path[0] in given and (len(path) == 1 or path[1] in given[path[0]])
         where = f"{field.flag} (or {field.variable})" if is_given else f"{field.key} in {given.get('config')}"
         raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.", param=field.variable) from error
+    check_together(settings)
+    return settings
+
+
+def check_together(settings: Settings) -> None:
+    """Check what no setting can say by itself.
+
+    Raises:
+        ConfigurationError: two of them contradict each other.
+    """
+    if settings.blob_url is not None and settings.database_url is None:
+        raise ConfigurationError(
+            "--blob-url needs --database-url (REFT_DATABASE_URL): who shares a bucket finds its versions in a database.",
+            param="blob_url",
+        )
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from reft_interventions.store import InterventionStore
 from reft_interventions.store.layout import StoreLayout
-from reft_server.config import Settings
+from reft_server.config import Settings, check_together
 from reft_server.errors import ConfigurationError
 from reft_server.tenants.database import engine_of_url
 
@@ -27,13 +27,9 @@ def open_store(settings: Settings) -> InterventionStore:
         ConfigurationError: the URLs can't be used, or contradict each other.
         StoreError: the folder, the database or the bucket can't be used.
     """
+    check_together(settings)
     root, retention_s = settings.store_dir, settings.deleted_retention_s
     if settings.database_url_text is None:
-        if settings.blob_url is not None:
-            raise ConfigurationError(
-                "--blob-url needs --database-url: the versions must be where every server finds them.",
-                param="blob_url",
-            )
         return InterventionStore(root, retention_s)
     blobs = None
     if settings.blob_url is not None:

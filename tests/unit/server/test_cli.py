@@ -32,6 +32,7 @@ def test_help_names_every_setting_with_its_variable(capsys: pytest.CaptureFixtur
         (["--port", "70000"], "--port (or REFT_PORT) is '70000'"),
         (["--engine-max-num-seqs", "0"], "--engine-max-num-seqs (or REFT_ENGINE_MAX_NUM_SEQS) is '0'"),
         (["--fetch-only", "--model", "./no/such/folder"], "is no folder"),
+        (["--blob-url", "s3://bucket"], "--blob-url needs --database-url (REFT_DATABASE_URL)"),
         (["--host", "192.0.2.1"], "Can't listen on 192.0.2.1 port 8000"),
     ],
 )

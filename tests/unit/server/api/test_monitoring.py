@@ -82,3 +82,11 @@ def test_dashboard_panels_do_not_overlap_and_ask_the_chosen_source() -> None:
     )
     assert {panel["datasource"]["uid"] for panel in PANELS} == {"${datasource}"}
     assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "instance"}
+
+
+def test_dashboard_shows_every_counter_that_has_labels(client: TestClient) -> None:
+    shown = " ".join(target["expr"] for panel in PANELS for target in panel["targets"])
+    table = (DOCKER.parent / "docs" / "metrics.md").read_text()
+    labelled = re.findall(r"^\| `(reft:\w+)` \| counter \| `", table, flags=re.MULTILINE)
+    assert len(labelled) > 5
+    assert [name for name in labelled if f"{name}_total" not in shown] == []
