@@ -246,6 +246,10 @@ class Registry:
         """The living versions of a name, oldest first. Raises as `InterventionStore.versions` does."""
         return self._namespaces.versions(name, tenant)
 
+    def lives(self, owner: str, name: str, version: int) -> bool:
+        """Whether a version of an owner's set can be found."""
+        return self._namespaces.lives(owner, name, version)
+
     def name_of(self, stored: StoredVersion, tenant: str = SHARED) -> str:
         """What a tenant that may use a set calls it."""
         return self._namespaces.name_of(stored, tenant)

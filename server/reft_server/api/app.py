@@ -128,7 +128,7 @@ def create_app(
         model_names=ModelNames(engine.model_info.model_id, settings.served_model_name),
         lifecycle=lifecycle,
         directory=directory,
-        sets=SetBook(directory),
+        sets=SetBook(directory, registry.lives),
         idempotency=IdempotencyKeys(directory),
         meters=Meters(directory),
         routes=RouteBook(directory),

@@ -65,7 +65,7 @@ def check_together(settings: Settings) -> None:
     """
     if settings.blob_url is not None and settings.database_url is None:
         raise ConfigurationError(
-            "--blob-url needs --database-url (REFT_DATABASE_URL): who shares a bucket finds its versions in a database.",
+            "--blob-url needs --database-url (REFT_DATABASE_URL): a shared bucket's versions are in a database.",
             param="blob_url",
         )
 

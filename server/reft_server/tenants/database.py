@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select
+from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
@@ -28,6 +28,8 @@ _STATEMENT_TIMEOUT_S = 10
 """Of a statement on a server, the wait for a lock included, and of the wait for SQLite's lock."""
 _BEGIN = "reft_begin"
 """An option of a connection to SQLite: the statement that begins its transactions."""
+_EXCLUSIVE_LOCK = 0x52654655
+"""PostgreSQL's number for `exclusive`, next to that of the migrations."""
 
 
 def engine_of_url(url: str) -> Engine:
@@ -113,6 +115,26 @@ def reading(engine: Engine) -> Iterator[Connection]:
         if engine.dialect.name == "postgresql":
             connection.execution_options(isolation_level="REPEATABLE READ")
         yield connection
+
+
+@contextmanager
+def exclusive(engine: Engine) -> Iterator[None]:
+    """One holder at a time, over all servers on a database; it is freed when its process dies.
+
+    For a change of which no single transaction is the whole, such as one of the store and of a table.
+
+    Raises:
+        StoreError: the database can't be used, or another held it for too long.
+    """
+    if engine.dialect.name == "postgresql":
+        with database_errors(), engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _EXCLUSIVE_LOCK})
+            yield
+    elif engine.url.database in (None, "", ":memory:"):
+        yield  # nobody else has it
+    else:
+        with durable.exclusive_lock(Path(f"{engine.url.database}.lock")):
+            yield
 
 
 def _insert_once(connection: Connection, table: Table, **values: object) -> None:

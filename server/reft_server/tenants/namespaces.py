@@ -8,7 +8,7 @@ granted it; `shared/haiku` is the shared one, whatever the tenant has. A grant n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from reft_interventions.errors import InterventionConflictError, InterventionNotFoundError
@@ -98,11 +98,12 @@ class Namespaces:
             StoreError: the disk or the index failed.
         """
         own = self._store.namespace(tenant)
-        self._check_no_alias(own, name, version)
-        doomed = own.versions(name) if version is None else (own.resolve(name, version),)
-        with self._recording("set.delete", tenant, name, versions=[stored.version for stored in doomed]):
-            deleted = own.delete(name, version)
-        self._tidy(own, name, tenant)
+        with self._exclusive():
+            self._check_no_alias(own, name, version)
+            doomed = own.versions(name) if version is None else (own.resolve(name, version),)
+            with self._recording("set.delete", tenant, name, versions=[stored.version for stored in doomed]):
+                deleted = own.delete(name, version)
+            self._tidy(own, name, tenant)
         return deleted
 
     def forget(self, tenant: str) -> tuple[StoredVersion, ...]:
@@ -114,8 +115,9 @@ class Namespaces:
     def purge(self, name: str, version: int | str | None, tenant: str) -> tuple[StoredVersion, ...]:
         """Delete what lives, so that it can't be restored, and end what was deleted. Raises as `delete` does."""
         own = self._store.namespace(tenant)
-        purged = self._purge(own, name, version, tenant)
-        self._tidy(own, name, tenant)
+        with self._exclusive():
+            purged = self._purge(own, name, version, tenant)
+            self._tidy(own, name, tenant)
         return purged
 
     def _purge(
@@ -149,6 +151,15 @@ class Namespaces:
         for tenant, name in dict.fromkeys((stored.tenant, stored.name) for stored in purged):
             self._tidy(self._store.namespace(tenant), name, tenant)
         return purged
+
+    def lives(self, owner: str, name: str, version: int) -> bool:
+        """Whether a version of an owner's set can be found."""
+        own = self._store.namespace(owner)
+        return own.has_name(name) and any(stored.version == version for stored in own.versions(name))
+
+    def _exclusive(self) -> AbstractContextManager[None]:
+        """No server moves an alias meanwhile, and those that were moved are known."""
+        return nullcontext() if self._directory is None else self._directory.exclusive()
 
     @contextmanager
     def _recording(self, action: str, tenant: str, name: str, **details: object) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,10 +56,16 @@ class SetBook:
 
     `owner` is the tenant whose set it is. That the set exists is the caller's business. All methods may be called from
     any thread, and wait for the database.
+
+    Args:
+        lives: whether a version of an owner's set lives, by its number; no alias is let name one that does not.
     """
 
-    def __init__(self, directory: TenantDirectory) -> None:
+    def __init__(
+        self, directory: TenantDirectory, lives: Callable[[str, str, int], bool] = lambda *_version: True
+    ) -> None:
         self._directory = directory
+        self._lives = lives
 
     def notes(self, owner: str, name: str) -> SetNotes:
         """What the snapshot knows; nothing is read."""
@@ -70,9 +76,15 @@ class SetBook:
 
         Raises:
             InvalidInterventionNameError: it can't be an alias.
+            InterventionNotFoundError: the version has been deleted.
         """
         check_alias(alias)
-        with self._directory.change("alias.set", owner, f"{name}@{alias}", version=version) as connection:
+        with (
+            self._directory.exclusive(),  # another server may be deleting the version
+            self._directory.change("alias.set", owner, f"{name}@{alias}", version=version) as connection,
+        ):
+            if not self._lives(owner, name, version):
+                raise InterventionNotFoundError(f"version {version} of {name!r} has been deleted", param="version")
             before = _current(connection, owner, name, alias)
             if before is None:
                 values = _of_alias(owner, name, alias) | {"version": version, "moved_at": time.time()}
@@ -88,10 +100,13 @@ class SetBook:
 
         Raises:
             InterventionNotFoundError: there is no such alias.
-            InterventionConflictError: it has always named this version.
+            InterventionConflictError: it has always named this version, or the one before was deleted.
         """
         is_alias = _is_alias(SET_ALIAS_HISTORY, owner, name, alias)
-        with self._directory.change("alias.rollback", owner, f"{name}@{alias}") as connection:
+        with (
+            self._directory.exclusive(),
+            self._directory.change("alias.rollback", owner, f"{name}@{alias}") as connection,
+        ):
             current = _current(connection, owner, name, alias)
             if current is None:
                 raise no_alias(name, alias)
@@ -99,6 +114,9 @@ class SetBook:
             before = connection.execute(latest).first()
             if before is None:
                 message = f"the alias {alias!r} of {name!r} named no version before {current.version}"
+                raise InterventionConflictError(message, param="alias")
+            if not self._lives(owner, name, before.version):
+                message = f"the alias {alias!r} named version {before.version}, which was deleted: restore that first"
                 raise InterventionConflictError(message, param="alias")
             connection.execute(delete(SET_ALIAS_HISTORY).where(SET_ALIAS_HISTORY.c.id == before.id))
             _put(connection, owner, name, alias, AliasMove(before.version, time.time()))

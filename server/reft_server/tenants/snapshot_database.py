@@ -14,7 +14,7 @@ from reft_client.types import AuditEntry
 from reft_interventions.errors import StoreError
 
 from . import audit
-from .database import database_errors, make_tables, reading
+from .database import database_errors, exclusive, make_tables, reading
 from .schema import REVISION
 from .snapshot import EMPTY, Snapshot, read_snapshot
 
@@ -118,6 +118,18 @@ class SnapshotDatabase:
                 yield connection
             if is_in_snapshot:
                 self.refresh()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Alone among all servers, and with what they have written so far, in the snapshot and in the store.
+
+        Raises:
+            StoreError: the database can't be used, or another was alone for too long.
+        """
+        self.open()
+        with exclusive(self._engine):
+            self.refresh()
+            yield
 
     @contextmanager
     def change(self, action: str, tenant: str, target: str, /, **details: object) -> Iterator[Connection]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reft_server import cli
+from reft_server import cli, serving
 from reft_server.config import setting_fields
 from reft_server.errors import ConfigurationError
 from reft_server.logging_setup import LogFormat, configure_logging
@@ -73,7 +73,7 @@ def test_port_of_a_server_that_still_loads_its_model_is_in_use(
         seconds.append(cli.main(["--port", str(listener.getsockname()[1]), "--store-dir", str(tmp_path)]))
         raise ConfigurationError("enough seen")
 
-    monkeypatch.setattr(cli, "check_exposure", start_another)
+    monkeypatch.setattr(serving, "check_exposure", start_another)
     assert cli.main(["--port", "0", "--store-dir", str(tmp_path)]) == 2
     assert seconds == [2]
     assert ": Address already in use" in capsys.readouterr().err
@@ -94,7 +94,7 @@ def test_port_whose_last_connections_are_not_forgotten_yet_can_be_taken(
     def stop(listener: socket.socket, *_: object) -> tuple[()]:
         raise ConfigurationError(f"bound to {listener.getsockname()[1]}")
 
-    monkeypatch.setattr(cli, "check_exposure", stop)
+    monkeypatch.setattr(serving, "check_exposure", stop)
     assert cli.main(["--port", str(port), "--store-dir", str(tmp_path)]) == 2
     assert f"bound to {port}" in capsys.readouterr().err
 

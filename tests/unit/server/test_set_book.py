@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
 
-from reft_interventions.errors import InterventionConflictError, InterventionNotFoundError
-from reft_interventions.store import StoredVersion
+from reft_interventions import save
+from reft_interventions.errors import InterventionConflictError, InterventionNotFoundError, ReftError
+from reft_interventions.store import InterventionStore, StoredVersion
 from reft_server.errors import IdempotencyKeyInUseError, IdempotencyKeyReusedError
+from reft_server.storage import DatabaseCatalog
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.database import engine_of_url
 from reft_server.tenants.idempotency import KEPT_S, IdempotencyKeys, KeptAnswer
+from reft_server.tenants.namespaces import Namespaces
 from reft_server.tenants.set_book import Origin, SetBook
 from reft_server.tenants.set_schema import IDEMPOTENCY_KEYS
+from tests.intervention_sets import make_set
 
 
 @pytest.fixture
@@ -131,3 +140,109 @@ def test_key_that_is_old_or_whose_server_died_is_free(directory: TenantDirectory
     with directory.writing() as connection:
         connection.execute(update(IDEMPOTENCY_KEYS).values(created_at=time.time() - age_s))
     assert keys.begin("acme", "k", "another") is None
+
+
+class Server:
+    """What moves aliases and deletes versions on one of several servers that share a store and a database."""
+
+    def __init__(self, store: InterventionStore, directory: TenantDirectory) -> None:
+        self.store = store
+        directory.read_first(store.refresh)
+        self.namespaces = Namespaces(store, directory)
+        self.book = SetBook(directory, self.namespaces.lives)
+        self.directory = directory
+
+
+@pytest.fixture
+def servers(database_url: str, tmp_path: Path) -> Iterator[tuple[Server, Server]]:
+    """Two; `acme/haiku` has two versions."""
+    with ExitStack() as stack:
+        found = []
+        for _ in range(2):
+            store = stack.enter_context(
+                InterventionStore(tmp_path / "store", 3600.0, catalog=DatabaseCatalog(engine_of_url(database_url)))
+            )
+            directory = TenantDirectory(engine_of_url(database_url))
+            directory.open()
+            stack.callback(directory.close)
+            found.append(Server(store, directory))
+        for seed in (1, 2):
+            path = found[0].store.new_temp_path()
+            save(make_set(seed), path)
+            found[0].store.namespace("acme").put(path, "haiku")
+        found[1].directory.refresh()
+        yield found[0], found[1]
+
+
+def at_once(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    method: str,
+    first: Callable[[], object],
+    other: Callable[[], object],
+) -> list[object]:
+    """Run `first` up to its call of a method, then begin `other`; return what both return or raise."""
+    real, is_there, goes_on = getattr(owner, method), threading.Event(), threading.Event()
+
+    def wait(*args: Any, **options: Any) -> Any:
+        is_there.set()
+        goes_on.wait(60)
+        return real(*args, **options)
+
+    def outcome(call: Callable[[], object]) -> object:
+        try:
+            return call()
+        except ReftError as error:
+            return error
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as threads:
+        patch.setattr(owner, method, wait)
+        one = threads.submit(outcome, first)
+        assert is_there.wait(60)
+        two = threads.submit(outcome, other)
+        wait_for([two], timeout=0.1)  # it ends before the first goes on only if nothing holds it up
+        goes_on.set()
+        return [one.result(60), two.result(60)]
+
+
+def test_alias_is_not_moved_to_a_version_that_another_server_deletes(
+    servers: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = servers
+    deleted, moved = at_once(
+        monkeypatch,
+        InterventionStore,
+        "delete",
+        lambda: here.namespaces.delete("haiku", 1, "acme"),
+        lambda: there.book.move_alias("acme", "haiku", "prod", 1),
+    )
+    assert isinstance(deleted, tuple)
+    assert isinstance(moved, InterventionNotFoundError)
+    assert here.directory.refresh() is False  # no alias was written
+
+
+def test_version_is_not_deleted_while_another_server_moves_an_alias_to_it(
+    servers: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = servers
+    moved, deleted = at_once(
+        monkeypatch,
+        here.book,
+        "_lives",
+        lambda: here.book.move_alias("acme", "haiku", "prod", 1),
+        lambda: there.namespaces.delete("haiku", 1, "acme"),
+    )
+    assert moved is None
+    assert isinstance(deleted, InterventionConflictError)
+    assert there.namespaces.resolve("haiku", "prod", "acme").version == 1
+
+
+def test_alias_does_not_go_back_to_a_deleted_version(servers: tuple[Server, Server]) -> None:
+    here, there = servers
+    for version in (1, 2):
+        here.book.move_alias("acme", "haiku", "prod", version)
+    there.namespaces.delete("haiku", 1, "acme")
+    with pytest.raises(InterventionConflictError, match="version 1, which was deleted"):
+        here.book.roll_back("acme", "haiku", "prod")
+    there.namespaces.restore("haiku", 1, "acme")
+    assert here.book.roll_back("acme", "haiku", "prod") == (1, 2)
