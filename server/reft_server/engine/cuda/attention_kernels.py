@@ -71,7 +71,7 @@ def rope_write_kernel(
                 tl.store(values_ptr + place + 2 * pairs + 1, odd.to(values_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_pages"], do_not_specialize_on_alignment=["tables_ptr"])
 def decode_kernel(
     query_ptr,  # [num_rows, num_heads, DIM]
     keys_ptr,  # pages
@@ -171,7 +171,7 @@ def merge_kernel(
     tl.store(out_ptr + place * DIM + dims, merged.to(out_ptr.dtype.element_ty), mask=dims < DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_pages"], do_not_specialize_on_alignment=["tables_ptr"])
 def prefill_kernel(
     query_ptr,  # [num_rows, num_heads, DIM]
     keys_ptr,  # pages

@@ -2,6 +2,9 @@
 
 A row is one program that holds it whole in registers: `BLOCK` is the next power of two of its width, at most 16,384
 values over 4 to 16 warps. Every sum is over one row, so a row's bits depend on no other row.
+
+Triton compiles a kernel anew for an integer that is 1 or a multiple of 16, and for addresses that are one. What changes
+with a step's rows is excepted (`do_not_specialize`), or requests would wait for a compiler.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ def _edited(x, table_ptr, entry, columns, mask, width, fields: tl.constexpr, dty
     return tl.where(rank > 0, edited, x)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["index_stride"], do_not_specialize_on_alignment=["index_ptr"])
 def add_edit_norm_kernel(
     hidden_ptr,  # [num_rows, width], changed in place
     branch_ptr,  # [num_rows, width]; read where HAS_BRANCH
