@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 PYREFT_STAMP := .venv-pyreft/.installed
 CLIENTS_STAMP := .venv-clients/.installed
 AUDIT_STAMP := .venv-audit/.installed
@@ -32,10 +33,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { echo "No venv module: on Debian, run 'apt install python3-venv'."; exit 2; }
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[server,train,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[server,train]'
 	@touch $(STAMP)
 
-install: $(STAMP)  ## Make the environment in .venv
+# Twice the packages and a GB more, which serving and training do without.
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(DEV_STAMP)
+
+install: $(DEV_STAMP)  ## Make the environment of developers in .venv
 
 model: $(STAMP)  ## Fetch the default model into the user's cache
 	$(BIN)/reft-serve --fetch-only
@@ -43,7 +49,7 @@ model: $(STAMP)  ## Fetch the default model into the user's cache
 serve: $(STAMP)  ## Start the server (MODEL= PORT= HOST= ARGS=)
 	@exec $(BIN)/reft-serve --preload-dir examples $(SERVE_FLAGS) $(ARGS)
 
-check: $(STAMP) audit  ## Lint, formatting, types, import rules, known vulnerabilities of dependencies
+check: $(DEV_STAMP) audit  ## Lint, formatting, types, import rules, known vulnerabilities of dependencies
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -54,15 +60,15 @@ $(AUDIT_STAMP):
 	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3' \
 		&& touch $(AUDIT_STAMP) || echo "pip-audit can't be installed here"
 
-audit: $(STAMP) $(AUDIT_STAMP)  ## Look for known vulnerabilities of what .venv holds; says so where nothing can be asked
+audit: $(DEV_STAMP) $(AUDIT_STAMP)  ## Look for known vulnerabilities of what .venv holds; says so where nothing can be asked
 	@$(BIN)/python .ci/audit_dependencies.py .venv-audit/bin/pip-audit \
 		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
-format: $(STAMP)  ## Repair lint and formatting
+format: $(DEV_STAMP)  ## Repair lint and formatting
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(STAMP) model  ## Run every test (TESTS= ARGS=)
+test: $(DEV_STAMP) model  ## Run every test (TESTS= ARGS=)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TESTS) $(ARGS)
 
 $(PYREFT_STAMP): tests/pyreft/requirements.txt tests/pyreft/requirements-no-deps.txt
@@ -71,7 +77,7 @@ $(PYREFT_STAMP): tests/pyreft/requirements.txt tests/pyreft/requirements-no-deps
 	.venv-pyreft/bin/python -m pip install --disable-pip-version-check --no-deps -r tests/pyreft/requirements-no-deps.txt
 	@touch $(PYREFT_STAMP)
 
-test-pyreft: $(STAMP) $(PYREFT_STAMP)  ## Compare with pyreft itself, in an environment of its own
+test-pyreft: $(DEV_STAMP) $(PYREFT_STAMP)  ## Compare with pyreft itself, in an environment of its own
 	.venv-pyreft/bin/python tests/pyreft/make_fixtures.py .venv-pyreft/fixtures
 	REFT_TEST_PYREFT_FIXTURES=$(CURDIR)/.venv-pyreft/fixtures REFT_TEST_PYREFT_PYTHON=$(CURDIR)/.venv-pyreft/bin/python \
 		$(BIN)/python -m pytest tests/parity/test_pyreft_parity.py tests/pyreft/live_check.py $(ARGS)
@@ -81,11 +87,11 @@ $(CLIENTS_STAMP): tests/e2e/clients/requirements.txt constraints.txt
 	.venv-clients/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r tests/e2e/clients/requirements.txt
 	@touch $(CLIENTS_STAMP)
 
-test-clients: $(STAMP) $(CLIENTS_STAMP) model  ## Run other people's clients against a server, in an environment of their own
+test-clients: $(DEV_STAMP) $(CLIENTS_STAMP) model  ## Run other people's clients against a server, in an environment of their own
 	REFT_TEST_CLIENTS_PYTHON=$(CURDIR)/.venv-clients/bin/python \
 		$(BIN)/python -m pytest tests/e2e/clients/live_check.py $(ARGS)
 
-bench: $(STAMP) model  ## Measure this machine beside HF and PEFT (ARGS='--quick', '--only swap pool')
+bench: $(DEV_STAMP) model  ## Measure this machine beside HF and PEFT (ARGS='--quick', '--only swap pool')
 	$(BIN)/python -m benchmarks $(ARGS)
 
 .venv-vllm/.installed: benchmarks/environments/vllm.txt benchmarks/environments/vllm-no-deps.txt
@@ -100,10 +106,10 @@ bench: $(STAMP) model  ## Measure this machine beside HF and PEFT (ARGS='--quick
 	$(BIN)/python -m benchmarks.peers.gguf_copies .venv-llama_cpp
 	@touch $@
 
-bench-peers: $(STAMP) model $(PEER_STAMPS)  ## Compare with other software, in environments of their own (PEERS= ARGS=)
+bench-peers: $(DEV_STAMP) model $(PEER_STAMPS)  ## Compare with other software, in environments of their own (PEERS= ARGS=)
 	$(BIN)/python -m benchmarks --only $(PEERS) $(patsubst %,distinct-%,$(filter peft vllm,$(PEERS))) $(ARGS)
 
-bench-methods: $(STAMP) model  ## Train ReFT, LoRA, prefix and prompt tuning on the same data; write docs/interventions.md's tables
+bench-methods: $(DEV_STAMP) model  ## Train ReFT, LoRA, prefix and prompt tuning on the same data; write docs/interventions.md's tables
 	$(BIN)/python -m benchmarks.methods.tasks --output-dir build/methods
 	$(BIN)/python -m benchmarks.methods.run --data-dir build/methods $(ARGS)
 	$(BIN)/python -m benchmarks.methods.serving
@@ -118,7 +124,7 @@ docker:  ## Build the CPU image
 docker-cuda:  ## Build the image for NVIDIA GPUs
 	docker build -f docker/Dockerfile -t reft-serve:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
 
-migration: $(STAMP)  ## Write the migration of what the models have new (MESSAGE='Add routes')
+migration: $(DEV_STAMP)  ## Write the migration of what the models have new (MESSAGE='Add routes')
 	$(BIN)/python -m reft_server.tenants.migrations '$(MESSAGE)'
 	$(BIN)/ruff check --fix --quiet server/reft_server/tenants/migrations
 	$(BIN)/ruff format server/reft_server/tenants/migrations
