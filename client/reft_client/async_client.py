@@ -10,8 +10,8 @@ import httpx
 
 from . import calls
 from .admin import AsyncAdmin
+from .async_interventions import AsyncInterventions
 from .connection import Connection
-from .interventions import AsyncInterventions
 from .options import ChatOptions, CompletionOptions, Messages, Prompt
 from .retry import RetryPolicy
 from .routes import AsyncRoutes

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .folding import TensorEdit
+from .tensor_edit import TensorEdit
 
 
 @dataclass(frozen=True, eq=False)

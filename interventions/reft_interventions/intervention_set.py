@@ -13,8 +13,8 @@ from torch import Tensor
 from .columns_edit import ColumnsEdit
 from .errors import InterventionManifestError, InterventionShapeError
 from .folded import FoldedEdit, FoldedIntervention, FoldedSet
-from .folding import TensorEdit
 from .manifest import InterventionSpec, Manifest
+from .tensor_edit import TensorEdit
 
 DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
     {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import InterventionManifestError, InterventionSubspaceError
-from .folding import check_dimensions
+from .tensor_edit import check_dimensions
 
 if TYPE_CHECKING:
     from .manifest import InterventionSpec, Manifest

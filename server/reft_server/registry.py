@@ -5,25 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from reft_interventions.errors import InterventionError, InterventionValueError, StoreError
-from reft_interventions.file_format import FileLimits, load
+from reft_interventions.errors import InterventionValueError, StoreError
+from reft_interventions.file_format import FileLimits
 from reft_interventions.folded import FoldedSet
-from reft_interventions.intervention_set import InterventionSet
 from reft_interventions.store import InterventionStore, PutCondition, StoredVersion, check_name
 from reft_interventions.subspaces import choose_dimensions
-from reft_interventions.validation import BaseModelSpec, check_base, validate_for_base
+from reft_interventions.validation import BaseModelSpec
 
 from .engine.device_pool import DevicePool, DevicePoolStats
 from .engine.pool import InterventionPool, PoolStats
 from .engine.types import Engine, SelfTestReport
 from .errors import ContentDigestError
 from .metrics import ResidentInterventions
+from .set_loader import SetLoader
 from .tenants import SHARED, TenantDirectory
 from .tenants.namespaces import Namespaces
 from .tenants.set_book import Origin
@@ -94,8 +93,7 @@ class Registry:
         self._pool = pool
         self._device_pool = device_pool
         self._engine = engine
-        self._base = base
-        self.limits = limits
+        self.loader = SetLoader(store, base, limits, device_pool)
         self._names = UsedNames()
         self._upload_slots = asyncio.Semaphore(_NUM_CONCURRENT_UPLOADS)
 
@@ -129,8 +127,7 @@ class Registry:
             raise InterventionValueError(f"the scale must be finite, got {scale}", param="scale")
         stored = self._namespaces.resolve(name, version, tenant)
         dimensions = None if subspaces is None else choose_dimensions(stored.manifest, subspaces)
-        with self._names.using(stored):
-            folded = await self._pool.get(stored.content_hash, lambda: self._load_stored(stored), scale, dimensions)
+        folded = await self._load(stored, scale, dimensions)
         return ResolvedIntervention(
             name=self.name_of(stored, tenant),
             owner=stored.tenant,
@@ -182,7 +179,7 @@ class Registry:
         try:
             check_name(name)
             async with self._upload_slots:
-                intervention_set, folded = await asyncio.to_thread(self._read_upload, path)
+                intervention_set, folded = await asyncio.to_thread(self.loader.read_new, path)
                 if content_hash not in (None, intervention_set.content_hash):
                     raise ContentDigestError(
                         f"The file's content hash is {intervention_set.content_hash}", param="content_hash"
@@ -208,31 +205,7 @@ class Registry:
             EngineDeadError: the engine can't try it now.
             StoreError: the stored file is lost or damaged.
         """
-        with self._names.using(stored):
-            folded = await self._pool.get(stored.content_hash, lambda: self._load_stored(stored), 1.0, None)
-        return await self._engine.self_test(folded)
-
-    async def preload(self, folder: Path) -> tuple[StoredVersion, ...]:
-        """Import every `*.safetensors` in `folder` under its manifest's name; returns what was new.
-
-        Content that the name has, or had before it was deleted, is left alone. A file that can't be served here is
-        skipped with a warning.
-
-        Raises:
-            OSError: the folder can't be read.
-            EngineDeadError: the engine can't try the sets now.
-            StoreError: the disk or the index failed.
-        """
-        imported: list[StoredVersion] = []
-        for path in await asyncio.to_thread(lambda: sorted(folder.glob("*.safetensors"))):
-            try:
-                stored = await self._import(path)
-            except InterventionError as error:
-                logger.warning("preload_skipped file=%s code=%s reason=%s", path.name, error.code, error.message)
-                continue
-            if stored is not None:
-                imported.append(stored)
-        return tuple(imported)
+        return await self._engine.self_test(await self._load(stored, 1.0, None))
 
     def list(self, tenant: str = SHARED) -> tuple[StoredVersion, ...]:
         """The newest living version of every name that a tenant may use, its own first."""
@@ -336,6 +309,10 @@ class Registry:
         """
         return self._store.namespace(stored.tenant).open(stored)
 
+    def has_content(self, name: str, content_hash: str) -> bool:
+        """Whether the operator's `name` has a version with this content, or had one before it was deleted."""
+        return self._store.has_content(name, content_hash)
+
     def new_upload_path(self) -> Path:
         """Where to write an upload before `add`; not created yet."""
         return self._store.new_temp_path()
@@ -358,34 +335,6 @@ class Registry:
         await self._pool.close()
         self._store.close()
 
-    def _read_upload(self, path: Path) -> tuple[InterventionSet, FoldedSet]:
-        intervention_set = load(path, self.limits)
-        validate_for_base(intervention_set, self._base)
-        return intervention_set, self._fold(intervention_set)
-
-    def _load_stored(self, stored: StoredVersion) -> FoldedSet:
-        # The limit on files is for new ones: it may have been larger when this one came.
-        limits = replace(self.limits, max_file_bytes=max(self.limits.max_file_bytes, stored.size_bytes))
-        intervention_set = self._store.namespace(stored.tenant).load(stored, limits)
-        # Servers with different base models may share one store. The values were checked before it was stored, and its
-        # hash shows that they are the same.
-        check_base(intervention_set, self._base)
-        return self._fold(intervention_set)
-
-    def _fold(self, intervention_set: InterventionSet) -> FoldedSet:
-        folded = intervention_set.fold()
-        return folded if self._device_pool is None else self._device_pool.stage(folded)
-
-    async def _import(self, path: Path) -> StoredVersion | None:
-        """Import one bundled file unless its content is known; the file itself stays."""
-        intervention_set, _ = await asyncio.to_thread(self._read_upload, path)
-        name = check_name(intervention_set.manifest.name)
-        if self._store.has_content(name, intervention_set.content_hash):
-            return None
-        upload = self.new_upload_path()
-        try:
-            await asyncio.to_thread(shutil.copyfile, path, upload)
-            stored, _ = await self.add(upload, name, origin=Origin("preload"))
-        finally:
-            upload.unlink(missing_ok=True)
-        return stored
+    async def _load(self, stored: StoredVersion, scale: float, dimensions: tuple[int, ...] | None) -> FoldedSet:
+        with self._names.using(stored):
+            return await self._pool.get(stored.content_hash, lambda: self.loader.read_stored(stored), scale, dimensions)

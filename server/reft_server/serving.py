@@ -5,15 +5,11 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from fastapi import FastAPI
-from starlette.types import Lifespan
 
 from reft_interventions import BaseModelSpec
 from reft_interventions.file_format import FileLimits
@@ -28,10 +24,11 @@ from reft_server.engine.engine import LocalEngine
 from reft_server.engine.native import start_building
 from reft_server.engine.pool import InterventionPool
 from reft_server.engine.types import ModelInfo
-from reft_server.errors import ConfigurationError, ReftError
+from reft_server.errors import ConfigurationError
 from reft_server.fine_tuning.runner import TrainingBase
 from reft_server.fine_tuning.service import FineTuning
 from reft_server.logging_setup import configure_logging
+from reft_server.preload import preloading
 from reft_server.registry import Registry
 from reft_server.reload import SettingsReload
 from reft_server.storage import open_store
@@ -129,7 +126,7 @@ def build_app(
     if reload is not None:
         reload.on_change(partial(_use_settings, app.state.context, engine, device_pool))
     if settings.preload_dir is not None:
-        app.router.lifespan_context = _preloading(app.router.lifespan_context, registry, settings.preload_dir)
+        app.router.lifespan_context = preloading(app.router.lifespan_context, registry, settings.preload_dir)
     return app
 
 
@@ -137,7 +134,7 @@ def _use_settings(context: ApiContext, engine: LocalEngine, device_pool: DeviceP
     """Give the parts of a running server their reloadable settings."""
     context.live_settings.current = settings.to_api_settings()
     context.grammars.max_bytes = int(settings.max_grammar_bytes)
-    context.registry.limits = FileLimits(max_file_bytes=int(settings.max_upload_bytes))
+    context.registry.loader.limits = FileLimits(max_file_bytes=int(settings.max_upload_bytes))
     context.registry.retention_s = settings.deleted_retention_s
     context.shadows.num_slots = settings.max_shadow_requests
     context.directory.defaults = settings.tenant.to_tenant_limits()
@@ -179,23 +176,3 @@ def _device_pool(device: torch.device, settings: Settings) -> DevicePool | None:
     if device.type == "cpu":
         return None
     return DevicePool(device, int(settings.intervention_device_bytes), settings.engine.max_queue_time_s)
-
-
-def _preloading(inner: Lifespan[Any], registry: Registry, folder: Path) -> Lifespan[Any]:
-    """`inner`, and an import of the sets in `folder` and in the folders right inside it before the server listens.
-
-    A store or a folder that fails is logged and does not stop the start: base requests can be answered all the same.
-    """
-
-    @asynccontextmanager
-    async def lifespan(app: Any) -> AsyncGenerator[Any, None]:
-        async with inner(app) as state:
-            try:
-                for source in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-                    for stored in await registry.preload(source):
-                        logger.info("preload_imported reference=%s", stored.reference)
-            except (ReftError, OSError) as error:
-                logger.error("preload_failed folder=%s reason=%s", folder, error)
-            yield state
-
-    return lifespan

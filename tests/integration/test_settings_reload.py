@@ -94,7 +94,7 @@ EFFECTS: Mapping[str, Callable[[Any, HttpServer], object]] = MappingProxyType(
     {
         "deleted_retention_s": lambda app, _: app.registry.retention_s,
         "max_shadow_requests": lambda app, _: app.shadows.num_slots,
-        "max_upload_bytes": lambda app, _: (app.settings.max_upload_bytes, app.registry.limits.max_file_bytes),
+        "max_upload_bytes": lambda app, _: (app.settings.max_upload_bytes, app.registry.loader.limits.max_file_bytes),
         "max_body_bytes": lambda app, _: app.settings.max_body_bytes,
         "request_timeout_s": lambda app, _: app.settings.request_timeout_s,
         "max_concurrent_requests": lambda app, _: app.settings.max_concurrent_requests,

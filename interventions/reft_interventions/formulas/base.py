@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from ..errors import InterventionSubspaceError
 from ..folded import FoldedEdit
-from ..folding import check_dimensions
+from ..tensor_edit import check_dimensions
 
 Parameters = Mapping[str, Tensor]
 

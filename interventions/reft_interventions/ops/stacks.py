@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reft_interventions.folded import FoldedEdit
-from reft_interventions.folding import TensorEdit
+from reft_interventions.tensor_edit import TensorEdit
 
 EditedRows = tuple[FoldedEdit, list[int]]
 """An edit and the rows that it edits, ascending."""

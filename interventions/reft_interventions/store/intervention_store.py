@@ -11,12 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import (
-    InterventionConflictError,
-    InterventionError,
-    InterventionNotFoundError,
-    StoreError,
-)
+from ..errors import InterventionError, InterventionNotFoundError, StoreError
 from ..file_format import load
 from ..intervention_set import InterventionSet
 from . import durable
@@ -25,11 +20,12 @@ from .catalog import Catalog, CatalogTransaction
 from .condition import PutCondition
 from .layout import StoreLayout
 from .names import check_name, check_version
+from .next_version import make_room, write_next
 from .quota import StoreQuota
 from .reader import StoreReader
 from .record_catalog import RecordCatalog
 from .records import StoredVersion
-from .tombstones import bury, give_way, last_deleted, purge, revive
+from .tombstones import bury, last_deleted, purge, revive
 
 STALE_TEMPORARY_S = 3600.0
 """A temporary file that nothing has written to for this long belongs to nobody, not even to another live server."""
@@ -147,8 +143,9 @@ class InterventionStore(StoreReader):
                 with self._writing(name, "stored") as transaction:
                     newest = transaction.newest(self._tenant, name)
                     (condition or PutCondition()).check(name, newest)
-                    gone = self._make_room(transaction, newest, content, staged.stat().st_size, quota or StoreQuota())
-                    stored = self._put(transaction, staged, name, content, newest)
+                    size_bytes, limit = staged.stat().st_size, quota or StoreQuota()
+                    gone = make_room(transaction, self._tenant, newest, content.content_hash, size_bytes, limit)
+                    stored = write_next(transaction, self._blobs, self._tenant, staged, name, content, newest)
             except InterventionError:
                 self._remove_files({content.content_hash})  # nobody asked for what was prepared
                 raise
@@ -268,52 +265,6 @@ class InterventionStore(StoreReader):
                 return RebuildReport(len(found), num_unreadable, num_removed)
         except OSError as error:
             raise StoreError(f"the store's index can't be rebuilt: {error.strerror}") from error
-
-    def _make_room(
-        self,
-        transaction: CatalogTransaction,
-        newest: StoredVersion | None,
-        content: InterventionSet,
-        size_bytes: int,
-        quota: StoreQuota,
-    ) -> tuple[StoredVersion, ...]:
-        """Check the quota, and let tombstones give way; returns those."""
-        if newest is not None and newest.content_hash == content.content_hash:
-            return ()
-        num_names, num_bytes = transaction.usage(self._tenant)
-        num_bytes += size_bytes
-        quota.check(num_names + (newest is None), num_bytes)
-        if quota.max_bytes is None:
-            return ()
-        return give_way(transaction, self._tenant, quota.max_bytes - num_bytes)
-
-    def _put(
-        self,
-        transaction: CatalogTransaction,
-        staged: Path,
-        name: str,
-        content: InterventionSet,
-        newest: StoredVersion | None,
-    ) -> StoredVersion:
-        placed = self._blobs.place(staged, content.content_hash)
-        if newest is not None and newest.content_hash == content.content_hash:
-            durable.sync(*placed)
-            return newest
-        manifest_json = content.manifest.canonical_json()
-        stored = StoredVersion(
-            name,
-            transaction.last_version(self._tenant, name) + 1,
-            content.content_hash,
-            self._blobs.path(content.content_hash).stat().st_size,
-            time.time(),
-            manifest_json,
-            tenant=self._tenant,
-        )
-        try:
-            return transaction.write(stored, is_new=True, after=placed)
-        except FileExistsError as error:
-            # Only when another process lost its index while running: it no longer shares our lock.
-            raise InterventionConflictError(f"another server just stored {stored.reference}; try again") from error
 
     @contextmanager
     def _writing(self, name: str | None, what: str) -> Iterator[CatalogTransaction]:

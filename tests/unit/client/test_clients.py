@@ -12,7 +12,7 @@ import pytest
 import reft_client
 from reft_client import AsyncReftClient, ReftClient
 from reft_client.admin import Admin, AsyncAdmin
-from reft_client.async_client import AsyncInterventions
+from reft_client.async_interventions import AsyncInterventions
 from reft_client.routes import AsyncRoutes, Routes
 from reft_client.sync_client import Interventions
 from reft_client.types import InterventionRef

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from reft_interventions.folded import ALIGNMENT, FoldedEdit, FoldedIntervention, FoldedSet
-from reft_interventions.folding import LowRankEdit, TensorEdit
+from reft_interventions.folding import LowRankEdit
 from reft_interventions.positions import InterventionPositions
+from reft_interventions.tensor_edit import TensorEdit
 from tests.unit.interventions.test_folding import EDITS, SIZE
 
 

@@ -25,6 +25,7 @@ from reft_interventions.store import InterventionStore, StoredVersion
 from reft_server.engine.device_pool import DevicePool
 from reft_server.engine.pool import InterventionPool
 from reft_server.errors import EngineDeadError, ReftError
+from reft_server.preload import preload
 from reft_server.registry import Registry
 from tests.intervention_sets import BASE, make_set
 from tests.self_test_engine import SelfTestEngine
@@ -90,7 +91,7 @@ def test_smaller_upload_limit_leaves_what_is_stored_alone(tmp_path: Path) -> Non
         await add(registry, make_set(1))
 
     async def second(registry: Registry, engine: SelfTestEngine) -> None:
-        registry.limits = FileLimits(max_file_bytes=100)
+        registry.loader.limits = FileLimits(max_file_bytes=100)
         assert (await registry.resolve("haiku")).version == 1
         with pytest.raises(InterventionFileTooLargeError):
             await add(registry, make_set(2))
@@ -293,15 +294,15 @@ def test_preload_imports_new_files_once_and_respects_deletes(tmp_path: Path) -> 
         save(make_set(seed, name=name), bundled / f"{seed}.safetensors")
 
     async def first(registry: Registry, engine: SelfTestEngine) -> None:
-        imported = await registry.preload(bundled)
+        imported = await preload(registry, bundled)
         assert [stored.reference for stored in imported] == ["alpha@1", "beta@1"]
         assert len(engine.tried) == 2
-        assert await registry.preload(bundled) == ()
+        assert await preload(registry, bundled) == ()
         await add(registry, make_set(9), "alpha")
         await registry.delete("beta")
 
     async def second(registry: Registry, engine: SelfTestEngine) -> None:
-        assert await registry.preload(bundled) == ()
+        assert await preload(registry, bundled) == ()
         assert engine.tried == []
         assert [stored.reference for stored in registry.list()] == ["alpha@2"]
 
@@ -322,7 +323,7 @@ def test_preload_skips_what_can_not_be_served_with_one_warning_each(
 
     async def scenario(registry: Registry, engine: SelfTestEngine) -> None:
         with caplog.at_level(logging.WARNING):
-            imported = await registry.preload(tmp_path)
+            imported = await preload(registry, tmp_path)
         assert [stored.reference for stored in imported] == ["good@1"]
 
     run(tmp_path / "store", scenario)

@@ -20,8 +20,9 @@ from reft_interventions.errors import StoreError
 from reft_server.config import load_settings
 from reft_server.errors import ConfigurationError
 from reft_server.http_server import ready_text
+from reft_server.preload import preloading
 from reft_server.registry import Registry
-from reft_server.serving import _preloading, build_app
+from reft_server.serving import build_app
 
 HANGING_SERVER = """
 import asyncio, socket, uvicorn
@@ -42,17 +43,28 @@ HttpServer(config, "ready\\n", lambda: asyncio.sleep(0), grace_s=0.1, stop_deadl
 
 
 class FakeRegistry:
-    """Remembers the folders that it was asked to import."""
+    """Remembers the folders whose files it was asked to read, and knows all of their sets already but for `a`'s."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, folder: Path, error: Exception | None = None) -> None:
         self.folders: list[str] = []
+        self.loader = SimpleNamespace(read_new=self.read_new)
         self.error = error
+        self.temporary = folder / "upload"
 
-    async def preload(self, folder: Path) -> tuple[SimpleNamespace, ...]:
-        self.folders.append(folder.name)
+    def read_new(self, path: Path) -> tuple[SimpleNamespace, None]:
         if self.error:
             raise self.error
-        return (SimpleNamespace(reference=f"{folder.name}@1"),)
+        self.folders.append(path.parent.name)
+        return SimpleNamespace(manifest=SimpleNamespace(name=path.parent.name), content_hash="sha256:1"), None
+
+    def has_content(self, name: str, _content_hash: str) -> bool:
+        return name != "a"
+
+    def new_upload_path(self) -> Path:
+        return self.temporary
+
+    async def add(self, _path: Path, name: str, **_options: object) -> tuple[SimpleNamespace, None]:
+        return SimpleNamespace(reference=f"{name}@1"), None
 
 
 @asynccontextmanager
@@ -63,14 +75,15 @@ async def inner_lifespan(app: Any) -> AsyncGenerator[str, None]:
 
 async def enter(registry: FakeRegistry, folder: Path) -> Any:
     """The state that the wrapped lifespan yields."""
-    async with _preloading(inner_lifespan, cast("Registry", registry), folder)(cast("Any", None)) as state:
+    async with preloading(inner_lifespan, cast("Registry", registry), folder)(cast("Any", None)) as state:
         return state
 
 
 def test_preload_imports_the_folder_and_those_right_inside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("b", "a", "a/deeper"):
+    for name in (".", "b", "a", "a/deeper"):
         (tmp_path / "examples" / name).mkdir(parents=True, exist_ok=True)
-    registry = FakeRegistry()
+        (tmp_path / "examples" / name / "one.safetensors").touch()
+    registry = FakeRegistry(tmp_path)
     with caplog.at_level(logging.INFO, logger="reft_server"):
         assert asyncio.run(enter(registry, tmp_path / "examples")) == "state"
     assert registry.folders == ["examples", "a", "b"]
@@ -81,7 +94,8 @@ def test_preload_imports_the_folder_and_those_right_inside_it(tmp_path: Path, ca
 def test_preload_that_fails_is_logged_and_the_server_starts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    assert asyncio.run(enter(FakeRegistry(error), tmp_path)) == "state"
+    (tmp_path / "one.safetensors").touch()
+    assert asyncio.run(enter(FakeRegistry(tmp_path, error), tmp_path)) == "state"
     assert f"reason={error}" in caplog.text
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from reft_interventions.activations import activate
-from reft_interventions.folding import ActLowRankEdit, LowRankEdit, TensorEdit
+from reft_interventions.folding import ActLowRankEdit, LowRankEdit
 from reft_interventions.ops import EditGroup
+from reft_interventions.tensor_edit import TensorEdit
 from reft_server.engine.cuda import launch
 from reft_server.engine.cuda.edit_tables import ACTS, RowEdits, TileEdits, build_edit_tables
 from reft_server.engine.kernels import AttentionLayer, AttentionShape, Norm
