@@ -16,6 +16,7 @@ appends what is left of one that was killed. Figures beside their targets come l
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def main() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     elif not torch.cuda.is_available():
         parser.error("no GPU here; --dry-run tries the script without one")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = None if options.dry_run else options.results
     if folder is not None:
         finish(folder)
@@ -48,7 +50,7 @@ def main() -> None:
     drawn = RichTable(*shown.columns, title=shown.title)
     for row in shown.rows:
         drawn.add_row(*row)
-    Console().print(drawn)
+    Console(width=140).print(drawn)
     if folder is not None:
         finish(folder)
 

@@ -15,11 +15,11 @@ from benchmarks.gpu.plan import Plan
 from benchmarks.machine import median
 from reft_interventions import FORMULAS, BaseModelRef, BaseModelSpec, InterventionSet, InterventionSpec, Manifest
 from reft_interventions.file_format import FileLimits, save
-from reft_interventions.store import InterventionStore
+from reft_interventions.folded import FoldedSet
+from reft_interventions.store import InterventionStore, StoredVersion
+from reft_interventions.validation import check_base
 from reft_server.engine import LocalEngine
 from reft_server.engine.device_pool import DevicePool
-from reft_server.engine.pool import InterventionPool
-from reft_server.registry import Registry
 
 
 def activation(plan: Plan, engine: LocalEngine, found: dict[str, Any]) -> None:
@@ -48,25 +48,29 @@ async def _from_host_s(plan: Plan) -> list[float]:
 
 
 async def _from_disk_s(plan: Plan, engine: LocalEngine, folder: Path) -> list[float]:
-    """The registry finds neither set in memory: there is no room for any."""
+    """As the registry does it, for sets that are not in memory."""
     info = engine.model_info
     base = BaseModelSpec(info.model_id, info.fingerprint, info.hidden_size, info.num_layers)
     store = InterventionStore(folder / "store")
+    stored = []
     for seed in range(2):
-        path = folder / f"{seed}.safetensors"
-        made = _random_set_file(base, seed)
+        path, made = folder / f"{seed}.safetensors", _random_set_file(base, seed)
         save(made, path)
-        store.put(path, f"set-{seed}", made)
-    device_pool = DevicePool(plan.device, 3 * made.fold().num_bytes // 2, max_wait_s=10.0)
-    registry = Registry(store, InterventionPool(0), engine, base, FileLimits(), device_pool)
+        stored.append(store.put(path, f"set-{seed}", made))
+    pool = DevicePool(plan.device, 3 * made.fold().num_bytes // 2, max_wait_s=10.0)
+
+    def load(one: StoredVersion) -> FoldedSet:
+        intervention_set = store.load(one, FileLimits())
+        check_base(intervention_set, base)
+        return pool.stage(intervention_set.fold())
+
     seconds = []
     for turn in range(plan.num_warm_ups + plan.repeats):
         started = time.perf_counter()
-        resolved = await registry.resolve(f"set-{turn % 2}")
-        await registry.place([resolved.folded])
+        await pool.place([await asyncio.to_thread(load, stored[turn % 2])])
         synchronize(plan)
         seconds.append(time.perf_counter() - started)
-    await registry.close()
+    store.close()
     return seconds[plan.num_warm_ups :]
 
 

@@ -41,8 +41,9 @@ def exactness(plan: Plan, found: dict[str, Any]) -> None:
     config = {**plan.config, **sizes, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
     reference = random_model(config, torch.float32, torch.device("cpu"))
     served = copy.deepcopy(reference).to(plan.device)
+    caches = {"kv_cache_bytes": 1 << 24, "prefix_cache_bytes": 1 << 24}
     engines = [
-        build_engine(one, "exactness", settings(plan, kernels=kernels, model_path="packed", kv_cache_bytes=1 << 24))
+        build_engine(one, "exactness", settings(plan, kernels=kernels, **caches))
         for one, kernels in ((reference, "torch"), (served, "triton"))
     ]
     chunks = plan.exactness_chunks

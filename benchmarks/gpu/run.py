@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import time
@@ -46,7 +47,12 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
     if not recorder.run("exactness", 90, partial(checks.exactness, plan)):
         return recorder.result
     serving: list[Serving] = []
-    if not recorder.run("load", 60, lambda _: serving.append(Serving(plan, recorder.result["ceilings"]))):
+
+    def load(found: dict[str, Any]) -> None:
+        serving.append(Serving(plan, recorder.result["ceilings"]))
+        found["kernels"] = serving[0].kernels
+
+    if not recorder.run("load", 60, load):
         return recorder.result
     [served] = serving
     baselines = Baselines(plan, served)
@@ -93,6 +99,8 @@ class _Recorder:
         self.result["seconds"][name] = round(time.perf_counter() - started, 1)
         if self._plan.is_on_gpu:
             self.result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+            gc.collect()
+            torch.cuda.empty_cache()  # what the section had is there for the next one
         print(f"[{time.perf_counter() - self._started:5.0f} s] {name} {json.dumps(found)}", flush=True)
         self._keep()
         return not found.keys() & {"failed", "cut_after_s"}

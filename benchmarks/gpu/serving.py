@@ -46,6 +46,13 @@ class Serving:
         self._is_started = False
         self._num_sequences = 0
 
+    @property
+    def kernels(self) -> str:
+        """Which kernels and which attention were chosen at start."""
+        model: Any = self.engine._model
+        kernels = getattr(model, "packed", model).kernels
+        return f"{kernels.name}, {type(kernels._attention).__name__}"
+
     def stop(self) -> None:
         """End the engine's thread."""
         if self._is_started:
