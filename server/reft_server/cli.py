@@ -125,6 +125,7 @@ def _directory(settings: Settings) -> TenantDirectory:
     limits = settings.tenant.to_tenant_limits()
     directory = TenantDirectory.of_store(settings.store_dir, limits, settings.database_url_text)
     directory.actor = SERVER_PROCESS
+    directory.audit_retention_s = settings.audit_retention_s
     return directory
 
 

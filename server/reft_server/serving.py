@@ -137,6 +137,7 @@ def _use_settings(context: ApiContext, engine: LocalEngine, device_pool: DeviceP
     context.registry.loader.limits = FileLimits(max_file_bytes=int(settings.max_upload_bytes))
     context.registry.retention_s = settings.deleted_retention_s
     context.shadows.num_slots = settings.max_shadow_requests
+    context.directory.audit_retention_s = settings.audit_retention_s
     context.directory.defaults = settings.tenant.to_tenant_limits()
     engine.bound_queue(settings.engine.max_queue_len, settings.engine.max_queue_time_s)
     if device_pool is not None:

@@ -35,6 +35,7 @@ max_body_bytes = 2000
 AFTER = """
 port = 1
 deleted_retention_s = 1
+audit_retention_s = 86401
 max_shadow_requests = 2
 max_upload_bytes = 2001
 max_body_bytes = 2002
@@ -93,6 +94,7 @@ class Server:
 EFFECTS: Mapping[str, Callable[[Any, HttpServer], object]] = MappingProxyType(
     {
         "deleted_retention_s": lambda app, _: app.registry.retention_s,
+        "audit_retention_s": lambda app, _: app.directory.audit_retention_s,
         "max_shadow_requests": lambda app, _: app.shadows.num_slots,
         "max_upload_bytes": lambda app, _: (app.settings.max_upload_bytes, app.registry.loader.limits.max_file_bytes),
         "max_body_bytes": lambda app, _: app.settings.max_body_bytes,

@@ -177,7 +177,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     context: ApiContext = app.state.context
     await asyncio.to_thread(context.directory.open)
     registry, directory = context.registry, context.directory
-    watchers = [asyncio.create_task(watch()) for watch in (directory.watch, registry.purge_expired)]
+    chores = (directory.watch, directory.keep_audit_log_short, registry.purge_expired)
+    watchers = [asyncio.create_task(chore()) for chore in chores]
     context.engine.start()
     if context.tuning is not None:
         await context.tuning.start()

@@ -76,6 +76,13 @@ class Settings(BaseSettings):
         description="A deleted intervention can be restored for so long, unless its space is needed, seconds.",
         json_schema_extra=RELOADABLE,
     )
+    audit_retention_s: float | None = Field(
+        None,
+        ge=86_400,
+        le=100 * 365 * 86_400,
+        description="Entries of the audit log go when they are older, within a day, seconds; unset = never.",
+        json_schema_extra=RELOADABLE,
+    )
     database_url: SecretStr | None = Field(
         None,
         description="Database of tenants, keys and versions: postgresql://user:password@host/name; unset = the store's "

@@ -1,11 +1,15 @@
-"""`reft-serve audit ...`: the audit log, read on the machine that has the store, with or without a server."""
+"""`reft-serve audit ...`: the audit log, read and pruned at the machine of the store, with or without a server."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+
+from reft_server.errors import ConfigurationError
 
 from .audit import AuditQuery, pages
 from .command import add_command, run_command
@@ -30,8 +34,26 @@ def _export(directory: TenantDirectory, options: argparse.Namespace) -> None:
         sys.stdout.flush()
 
 
+def _prune(directory: TenantDirectory, options: argparse.Namespace) -> None:
+    if options.output is None:
+        num_pruned = directory.prune_audit_log(options.before)
+    else:
+        try:
+            with options.output.open("x", encoding="utf-8") as file:
+
+                def write(page: str) -> None:
+                    file.write(page)
+                    file.flush()
+                    os.fsync(file.fileno())  # before the entries go
+
+                num_pruned = directory.prune_audit_log(options.before, write)
+        except OSError as error:
+            raise ConfigurationError(f"Can't write {options.output}: {error.strerror}.", param="output") from error
+    sys.stderr.write(f"entries removed: {num_pruned}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="reft-serve audit", description="Read the audit log.")
+    parser = argparse.ArgumentParser(prog="reft-serve audit", description="Read and prune the audit log.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     export = add_command(commands, "export", "write entries as JSON lines, oldest first", _export)
     export.add_argument("--after", type=int, metavar="ID", help="only those after this entry")
@@ -39,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--until", type=_moment, metavar="TIME", help="not included")
     export.add_argument("--tenant", help="whose things they are about")
     export.add_argument("--action", help="such as key.revoke; `key.` is everything about keys")
+    prune = add_command(commands, "prune", "remove old entries; a new one says how many and their digest", _prune)
+    prune.add_argument("--before", type=_moment, metavar="TIME", required=True, help="ISO 8601; older entries go")
+    prune.add_argument("--output", type=Path, metavar="FILE", help="a new file for the entries that go, as JSON lines")
     return parser
 
 

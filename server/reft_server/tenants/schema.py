@@ -60,7 +60,8 @@ ROUTES = Table(
     Column("task", String(64), primary_key=True),
     Column("revision", Integer, nullable=False),
 )
-# Only ever added to. `at` is Unix seconds, `details` a JSON object. No foreign keys: it outlives what it names.
+# Only ever added to, and pruned from its beginning by an entry that says so. `at` is Unix seconds, `details` a JSON
+# object. No foreign keys: it outlives what it names.
 AUDIT_LOG = Table(
     "audit_log",
     METADATA,
@@ -69,7 +70,7 @@ AUDIT_LOG = Table(
     Column("actor", String(64), nullable=False),
     Column("key_id", String(16)),
     Column("request_id", String(128)),
-    Column("action", String(64), nullable=False),
+    Column("action", String(64), nullable=False, index=True),
     Column("tenant", String(64), nullable=False, index=True),
     Column("target", String(256), nullable=False),
     Column("details", Text, nullable=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ from .snapshot import EMPTY, Snapshot, read_snapshot
 
 logger = logging.getLogger(__name__)
 
+_PRUNE_INTERVAL_S = 86_400.0
 REFRESH_S = 1.0
 """How often a server looks for what others, or the command line, have changed."""
 
@@ -32,11 +34,13 @@ class SnapshotDatabase:
 
     Attributes:
         actor: who acts where no request is being served, for the audit log.
+        audit_retention_s: how long the audit log keeps an entry at least; None = for ever.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.actor = audit.COMMAND_LINE
+        self.audit_retention_s: float | None = None
         self._lock = threading.RLock()
         self._is_open = False
         self._read_versions: Callable[[], object] = _read_nothing
@@ -176,6 +180,33 @@ class SnapshotDatabase:
         """
         with self.reading() as connection:
             return audit.read(connection, query)
+
+    def prune_audit_log(self, before: float, write: Callable[[str], object] = len) -> int:
+        """Remove the entries older than a moment, Unix seconds; returns how many went. See `audit.prune`.
+
+        Raises:
+            StoreError: the database can't be used; what went before has its entry.
+        """
+        with self.reading() as connection:
+            up_to = audit.last_older(connection, before)
+        num_pruned, num = 0, 1 if up_to else 0
+        while num:
+            with self.writing(is_in_snapshot=True) as connection:
+                num = audit.prune(connection, self.actor, up_to, write)
+            num_pruned += num
+        if num_pruned:
+            logger.info("audit_log_pruned num=%d", num_pruned)
+        return num_pruned
+
+    async def keep_audit_log_short(self) -> None:
+        """Once a day, for ever: remove what is older than `audit_retention_s`, where that is set."""
+        while True:
+            if (retention_s := self.audit_retention_s) is not None:
+                try:
+                    await asyncio.to_thread(self.prune_audit_log, time.time() - retention_s)
+                except StoreError as error:
+                    logger.error("audit_log_not_pruned reason=%s", error.message)
+            await asyncio.sleep(_PRUNE_INTERVAL_S)
 
 
 def _read_nothing() -> None:

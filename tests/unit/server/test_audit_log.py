@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -155,3 +158,82 @@ def test_export_command_refuses_a_time_that_is_none(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         cli.main(["audit", "export", "--since", "yesterday"])
     assert "'yesterday' is not a time such as" in capsys.readouterr().err
+
+
+def test_pruning_leaves_an_entry_with_the_digest_of_what_went(database_url: str) -> None:
+    with closing(TenantDirectory.of_store(Path("unused"), database_url=database_url)) as directory:
+        directory.open()
+        for number in range(4):
+            directory.create_tenant(f"t{number}")
+        entries = directory.audit_entries(AuditQuery())
+        gone: list[str] = []
+        assert directory.prune_audit_log(entries[2].at, gone.append) == 2
+        assert directory.prune_audit_log(entries[2].at) == 0
+        *left, pruned = directory.audit_entries(AuditQuery())
+        assert left == list(entries[2:])
+        assert "".join(gone) == "".join(f"{entry.model_dump_json()}\n" for entry in entries[:2])
+        assert (pruned.action, pruned.actor, pruned.tenant) == ("audit.prune", "command line", "shared")
+        assert pruned.target == str(entries[1].id)
+        digest = hashlib.sha256("".join(gone).encode()).hexdigest()
+        assert pruned.details == {"num_entries": 2, "sha256": digest}
+
+
+def test_what_a_pruning_says_is_a_part_of_what_the_next_one_digests(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(TenantDirectory.of_store(Path("unused"), database_url=database_url)) as directory:
+        directory.open()
+        for number in range(5):
+            directory.create_tenant(f"t{number}")
+        monkeypatch.setattr("reft_server.tenants.audit._MAX_PRUNED", 2)
+        assert directory.prune_audit_log(time.time() + 1) == 5
+        prunings = directory.audit_entries(AuditQuery())
+        assert [entry.details["num_entries"] for entry in prunings] == [2, 2, 1]
+        monkeypatch.undo()
+        gone: list[str] = []
+        assert directory.prune_audit_log(time.time() + 1, gone.append) == 3
+        assert gone == ["".join(f"{entry.model_dump_json()}\n" for entry in prunings)]
+
+
+def test_server_prunes_what_is_older_than_its_retention(directory: TenantDirectory) -> None:
+    directory.create_tenant("acme")
+    directory.audit_retention_s = 0.0
+
+    async def start_and_stop() -> None:
+        chore = asyncio.create_task(directory.keep_audit_log_short())
+        async with asyncio.timeout(60):
+            while directory.audit_entries(AuditQuery())[-1].action != "audit.prune":
+                await asyncio.sleep(0.001)
+        chore.cancel()
+
+    asyncio.run(start_and_stop())
+    assert len(directory.audit_entries(AuditQuery())) == 1
+
+
+def test_prune_command_writes_what_it_removes(
+    directory: TenantDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory.create_tenant("acme")
+    (entry,) = directory.audit_entries(AuditQuery())
+    output = tmp_path / "old.jsonl"
+    command = ["audit", "prune", "--before", "2999-01-01", "--output", str(output), "--store-dir", str(tmp_path)]
+    assert cli.main(command) == 0
+    assert output.read_text() == f"{entry.model_dump_json()}\n"
+    assert capsys.readouterr().err == "entries removed: 1\n"
+    assert cli.main(command) == 2  # it never writes over a file
+    assert "Can't write" in capsys.readouterr().err
+    assert [entry.action for entry in directory.audit_entries(AuditQuery())] == ["audit.prune"]
+
+
+def test_database_lets_go_no_entry_that_no_pruning_covers(database_url: str) -> None:
+    with closing(TenantDirectory.of_store(Path("unused"), database_url=database_url)) as directory:
+        directory.open()
+        for number in range(3):
+            directory.create_tenant(f"t{number}")
+        directory.prune_audit_log(directory.audit_entries(AuditQuery())[1].at)
+        before = directory.audit_entries(AuditQuery())
+        engine = engine_of_url(database_url)
+        with pytest.raises(DBAPIError, match="only ever added"), engine.begin() as connection:
+            connection.execute(text("DELETE FROM audit_log"))
+        engine.dispose()
+        assert directory.audit_entries(AuditQuery()) == before
