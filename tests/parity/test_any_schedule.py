@@ -28,8 +28,10 @@ from hypothesis.stateful import (
 
 from reft_interventions import FoldedSet, InterventionSet
 from reft_server.engine import EngineSettings, GenerationRequest, LocalEngine, SamplingParams, build_engine
+from reft_server.engine.sequence import EXPECTED
 from reft_server.errors import EngineStepError
 from reft_server.sources import SourceCache
+from tests.launching_model import LaunchingOnHost
 from tests.parity.harness import Case, Comparison, Expected, Use, reference, to_run
 from tests.parity.test_engine_matches_reference import PATHS, prompt
 from tests.unit.server.engine.test_engine import poisoned_set
@@ -114,9 +116,12 @@ class AnySchedule(RuleBasedStateMachine):
             max_num_batched_tokens=num_batched_tokens,
             max_num_seqs=num_seqs,
         )
+        if self.path == "launching":
+            options = replace(options, model_path="auto")
         built = build_engine(copy.deepcopy(self.model), "tiny", options)
         self.loop = asyncio.new_event_loop()
-        self.engine = SteppedEngine(built._model, built.model_info, options)
+        self.launching = LaunchingOnHost(built._model, late_share=0.1) if self.path == "launching" else None
+        self.engine = SteppedEngine(self.launching or built._model, built.model_info, options, built._sizes)
         self.versions = [0] * len(SPECS)
         self.sources = SourceCache(self.engine, 1 << 16)
         self.sent: list[Sent] = []
@@ -181,6 +186,7 @@ class AnySchedule(RuleBasedStateMachine):
         if hasattr(self, "engine"):
             assert self.engine._kv_cache.num_bytes <= self.engine._settings.kv_cache_bytes
             assert self.engine._prefix_cache.num_bytes <= self.engine._settings.prefix_cache_bytes
+            assert all(EXPECTED not in block.content.token_ids for block in self.engine._prefix_cache._recency)
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
@@ -208,12 +214,16 @@ class AnySchedule(RuleBasedStateMachine):
             cancellations=sum(one.is_cancelled for one in self.sent),
             cancelled_sources=sum(one.is_cancelled and one.stream is None for one in self.sent),
         )
+        if self.launching is not None:
+            self.seen.update(ahead=_num_ahead(self.launching.log), late=self.launching.num_late)
         self.loop.close()
 
     def _send(
         self, case: Case, applied: tuple[FoldedSet, ...], tenant: str, priority: int, *, is_poisoned: bool = False
     ) -> None:
-        sampling = SamplingParams(max_tokens=case.max_tokens, temperature=0.0, ignore_eos=True)
+        # So low a temperature takes the likeliest token, by way of a draw.
+        drawn = {"temperature": 1e-6, "top_p": 0.5} if self.launching is not None else {"temperature": 0.0}
+        sampling = SamplingParams(max_tokens=case.max_tokens, ignore_eos=True, **drawn)
         request = GenerationRequest("any", case.prompt, sampling, applied, tenant=tenant, priority=priority)
         sent = Sent(case, is_poisoned)
         self.sent.append(sent)
@@ -234,6 +244,14 @@ class AnySchedule(RuleBasedStateMachine):
         self.loop.run_until_complete(settle())
 
 
+def _num_ahead(log: list[tuple[str, int]]) -> int:
+    """Steps that were launched before the one before them was waited for."""
+    places = {entry: place for place, entry in enumerate(log)}
+    return sum(
+        what == "launch" and place < places.get(("wait", number - 1), -1) for (what, number), place in places.items()
+    )
+
+
 @cache
 def _set(model: Any, make_set: Any, name: int, version: int) -> InterventionSet:
     made: InterventionSet = make_set(model, *SPECS[name], seed=100 * version + name, stores_source=False)
@@ -246,7 +264,7 @@ def _expected(model: Any, case: Case) -> Expected:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, "launching"])
 def test_any_schedule_gives_the_reference(
     path: str, tiny_model: Any, make_set: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

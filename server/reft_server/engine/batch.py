@@ -13,6 +13,7 @@ from torch import Tensor
 from .edit_plan import EditPlan, EditPlanner
 from .kv_cache import ExtentSlot, Slab
 from .kv_memory import KVSlot
+from .memory import to_device
 from .scheduler import ScheduledChunk
 from .sequence import Sequence
 
@@ -109,18 +110,18 @@ class Batch:
     @cached_property
     def input_ids(self) -> Tensor:
         """`[num_tokens]`, int64."""
-        return torch.tensor(self.token_ids, device=self.device)
+        return to_device(self.token_ids, torch.int64, self.device)
 
     @cached_property
     def positions(self) -> Tensor:
         """`[num_tokens]`, int64."""
         ranges = (range(chunk.start, chunk.start + chunk.num_tokens) for chunk in self.chunks)
-        return torch.tensor([position for positions in ranges for position in positions], device=self.device)
+        return to_device([one for positions in ranges for one in positions], torch.int64, self.device)
 
     @cached_property
     def sampled_index(self) -> Tensor:
         """`sampled_rows` as `[num_sampled]`, int64."""
-        return torch.tensor(self.sampled_rows, dtype=torch.int64, device=self.device)
+        return to_device(self.sampled_rows, torch.int64, self.device)
 
     @cached_property
     def decode_groups(self) -> tuple[DecodeGroup, ...]:

@@ -1,4 +1,4 @@
-"""Large blocks of zeros that cost nothing until they are used, in large pages where the system has them."""
+"""Memory of the host and of a device, and how values get from one to the other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import math
 import mmap
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,3 +31,16 @@ def map_zeros(num_bytes: int) -> mmap.mmap:
         with contextlib.suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE)
     return mapping
+
+
+def to_host(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Values on the host, to be copied to `device`: page-locked where that lets the host go on meanwhile.
+
+    The allocator of page-locked memory gives none out again before the copies from it are made.
+    """
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`torch.tensor(values)` on a device, without waiting for it."""
+    return to_host(values, dtype, device).to(device, non_blocking=True)

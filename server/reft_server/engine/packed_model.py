@@ -63,6 +63,7 @@ class PackedModel:
         self._layers = [self._pack(index, layer) for index, layer in enumerate(decoder.layers)]
         self._norm = _norm(decoder.norm)
         lm_head: Any = model.lm_head
+        self.vocab_size: int = lm_head.weight.shape[0]
         self._fewest_rows = fewest_rows(lm_head.weight)
         self._lm_head = make_linear(lm_head.weight, lm_head.bias)
         if lm_head.weight is not decoder.embed_tokens.weight:
@@ -75,7 +76,11 @@ class PackedModel:
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the sampled rows, `[num_sampled, vocab_size]`, model dtype; K and V land in the cache."""
-        return self.run(self.kernels.begin(batch, self._fewest_rows))[: len(batch.sampled_rows)]
+        return self.run(self.begin(batch))[: len(batch.sampled_rows)]
+
+    def begin(self, batch: Batch) -> Any:
+        """A step for `run`, which may sample rows of padding behind the batch's own."""
+        return self.kernels.begin(batch, self._fewest_rows)
 
     def run(self, step: Any) -> Tensor:
         """Logits of the rows `step.sampled`; `step` is of the kernels' own making."""

@@ -1,7 +1,8 @@
 """Decode steps replayed from CUDA graphs: one per batch-size bucket, and a second one with the edits inside.
 
 A graph reads static buffers. A step fills them, replays, and takes its rows of the logits: no kernel is launched one by
-one. A step of prompt-only interventions replays the base model's graph.
+one. A step of prompt-only interventions replays the base model's graph. A step can be launched without waiting for the
+one before: its tokens are chosen on the device, and the next step takes them there.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from torch import Tensor
 
 from reft_server.engine.batch import Batch
 from reft_server.engine.edit_plan import EditPlan
+from reft_server.engine.launched import LaunchedStep
+from reft_server.engine.memory import to_device
 from reft_server.engine.packed_model import PackedModel
-from reft_server.engine.paged_cache import PagedSlot, PagePool
+from reft_server.engine.paged_cache import PagePool
+from reft_server.engine.sequence import EXPECTED
 
-from .attention import Varlen
-from .edit_tables import NUM_FIELDS, EditTables, RowEdits, build_edit_tables
-from .graph_capture import CudaCapture
+from .device_sampler import DeviceSampler
+from .edit_tables import EditTables, RowEdits, build_edit_tables
+from .graph_capture import Capture, CudaCapture
+from .static_inputs import StaticInputs, fed, paged
 from .triton_kernels import TritonStep
 
 logger = logging.getLogger(__name__)
 
-Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
-"""Takes a function of no arguments; gives what runs it again, and the tensor that holds its result each time."""
+_HOST = torch.device("cpu")
 
 
 def buckets(max_num_seqs: int) -> list[int]:
@@ -38,9 +42,8 @@ def buckets(max_num_seqs: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Graph:
-    step: TritonStep
+    step: TritonStep  # its tensors are alive as long as the graph is
     replay: Callable[[], None]
-    logits: Tensor  # [bucket, vocab_size], of the last replay
 
 
 class GraphedModel:
@@ -60,10 +63,11 @@ class GraphedModel:
     ) -> None:
         self.packed = model
         self.kv_layout = model.kv_layout
-        self._num_layers = len(model.kv_layout.layers)
         self._buckets = buckets(max_num_seqs)
-        self._max_pages = -(-max_model_len // 16)
         self._capture = capture or CudaCapture(model.kv_layout.device)
+        device, num_layers = model.kv_layout.device, len(model.kv_layout.layers)
+        self._inputs = StaticInputs(self._buckets[-1], -(-max_model_len // 16), num_layers, device)
+        self._sampler = DeviceSampler(self._buckets, model.vocab_size, device, self._capture)
         # By pool: graphs read its memory, and go with it.
         self._graphs: weakref.WeakKeyDictionary[PagePool, dict[tuple[int, bool], _Graph]] = weakref.WeakKeyDictionary()
         self._edits: tuple[EditPlan, int, EditTables] | None = None  # of the last plan
@@ -72,20 +76,50 @@ class GraphedModel:
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the sampled rows, `[num_sampled, vocab_size]`, valid until the next step."""
-        tables = self._edit_tables(batch) if self._is_decode(batch) else None
-        if tables is None:
-            return self.packed.forward(batch)
-        graph = self._graph(_pool(batch), self.bucket(batch.num_tokens), has_edits=bool(tables.sites))
-        self._fill(graph.step, batch)
-        if tables.sites:
-            self._fill_edits(graph.step, tables, batch)
-        graph.replay()
-        self.num_replays += 1
-        return graph.logits[: batch.num_tokens]
+        if self._replay(batch, None):
+            return self._sampler.logits[: batch.num_tokens]
+        return self._run(batch, None)
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch, previous: LaunchedStep | None) -> LaunchedStep:
+        """Start a step behind `previous`, whose tokens it takes on the device, and the choice of its own tokens."""
+        sources = _sources(batch, previous)
+        uniforms = {one: one.random.random() for one in batch.sampled_sequences if one.sampling.temperature > 0}
+        try:
+            if not self._replay(batch, sources):
+                logits = self._run(batch, sources)
+                self._sampler.logits[: len(logits)].copy_(logits)
+            return self._sampler.launch(batch, uniforms)
+        except Exception:
+            for sequence, number in uniforms.items():  # the step is run again
+                sequence.random.give_back(number)
+            raise
 
     def bucket(self, num_rows: int) -> int:
         """The smallest graph for so many rows."""
         return next(size for size in self._buckets if size >= num_rows)
+
+    def _run(self, batch: Batch, sources: list[int] | None) -> Tensor:
+        """Run a step as it is; `sources` as `_sources` gives them. Logits of the sampled rows."""
+        step = self.packed.begin(batch)
+        if sources is not None:
+            rows = to_device(sources, torch.int64, self.kv_layout.device)
+            step = replace(step, input_ids=fed(step.input_ids, rows, self._sampler.tokens))
+        return self.packed.run(step)[: len(batch.sampled_rows)]
+
+    def _replay(self, batch: Batch, sources: list[int] | None) -> bool:
+        """Run a step by a graph, which leaves its logits with the sampler; False where no graph can."""
+        tables = self._edit_tables(batch) if self._is_decode(batch) else None
+        if tables is None:
+            return False
+        size = self.bucket(batch.num_tokens)
+        graph = self._graph(paged(batch.chunks[0].sequence.slot).pool, size, has_edits=bool(tables.sites))
+        self._inputs.fill(size, batch, sources or [-1] * batch.num_tokens)
+        if tables.sites:
+            self._inputs.fill_edits(size, tables)
+        graph.replay()
+        self.num_replays += 1
+        return True
 
     def _is_decode(self, batch: Batch) -> bool:
         """Every row is one sequence's next token and is sampled, and all of them fit a graph."""
@@ -101,7 +135,7 @@ class GraphedModel:
         if self._edits is not None and self._edits[0] is plan and self._edits[1] == num_rows:
             tables = self._edits[2]
         else:
-            tables = build_edit_tables(plan.groups, num_rows, self.kv_layout.device, with_tiles=False)
+            tables = build_edit_tables(plan.groups, num_rows, _HOST, with_tiles=False)
             self._edits = (plan, num_rows, tables)
         is_simple = all(
             component == "block_output" and tables.sites.get((layer, component)) is not None
@@ -110,75 +144,32 @@ class GraphedModel:
         is_single = all(isinstance(one, RowEdits) and one.num_levels == 1 for one in tables.sites.values())
         return tables if is_simple and is_single else None
 
-    def _graph(self, pool: PagePool, bucket: int, *, has_edits: bool) -> _Graph:
+    def _graph(self, pool: PagePool, size: int, *, has_edits: bool) -> _Graph:
         graphs = self._graphs.setdefault(pool, {})
-        key = (bucket, has_edits)
+        key = (size, has_edits)
         if key not in graphs:
-            step = self._static_step(pool, bucket, has_edits=has_edits)
-            replay, logits = self._capture(lambda: self.packed.run(step))
+            step = self._inputs.step(size, pool, has_edits=has_edits)
+            inputs, sampler, packed = self._inputs, self._sampler, self.packed
+
+            def run() -> Tensor:
+                inputs.begin(size, sampler.tokens)
+                return sampler.logits[:size].copy_(packed.run(step))
+
+            inputs.blank(size)
+            replay, _ = self._capture(run)
             # The step goes without its pool: what a dictionary's value holds on to keeps its key alive.
-            graphs[key] = _Graph(replace(step, pool=weakref.proxy(pool)), replay, logits)
-            logger.info("decode graph captured batch_size=%d has_edits=%s", bucket, has_edits)
+            graphs[key] = _Graph(replace(step, pool=weakref.proxy(pool)), replay)
+            logger.info("decode graph captured batch_size=%d has_edits=%s", size, has_edits)
         return graphs[key]
 
-    def _static_step(self, pool: PagePool, bucket: int, *, has_edits: bool) -> TritonStep:
-        """Buffers of a graph: rows of padding write nowhere, have no keys and no edits."""
-        device = self.kv_layout.device
-        zeros = torch.zeros(bucket, dtype=torch.int64, device=device)
-        edits = None
-        if has_edits:
-            num_entries = self._num_layers * bucket
-            edits = EditTables(
-                table=torch.zeros(num_entries, NUM_FIELDS, dtype=torch.int64, device=device),
-                index=torch.full((self._num_layers, bucket), -1, dtype=torch.int32, device=device),
-                sites={(layer, "block_output"): RowEdits(layer, 1) for layer in range(self._num_layers)},
-                keep=(),
-            )
-        return TritonStep(
-            input_ids=zeros,
-            positions=zeros.clone(),
-            sampled=torch.arange(bucket, device=device),
-            slots=torch.full_like(zeros, -1),
-            pool=pool,
-            varlen=Varlen(
-                query_starts=torch.arange(bucket + 1, dtype=torch.int32, device=device),
-                lengths=torch.zeros(bucket, dtype=torch.int32, device=device),
-                tables=torch.zeros(bucket, self._max_pages, dtype=torch.int32, device=device),
-                num_decode=bucket,
-            ),
-            edits=edits,
-        )
 
-    @staticmethod
-    def _fill(step: TritonStep, batch: Batch) -> None:
-        num_rows = batch.num_tokens
-        num_padding = step.varlen.num_decode - num_rows
-        slots = [_paged(chunk.sequence.slot) for chunk in batch.chunks]
-        starts = [chunk.start for chunk in batch.chunks]
-        places = [slot.place(start) for slot, start in zip(slots, starts, strict=True)]
-        step.input_ids.copy_(torch.tensor(batch.token_ids + [0] * num_padding))
-        step.positions.copy_(torch.tensor(starts + [0] * num_padding))
-        step.slots.copy_(torch.tensor(places + [-1] * num_padding))
-        lengths = [start + 1 for start in starts]
-        step.varlen.lengths.copy_(torch.tensor(lengths + [0] * num_padding, dtype=torch.int32))
-        width = max(len(slot.pages) for slot in slots)
-        tables = [slot.pages + [0] * (width - len(slot.pages)) for slot in slots]
-        step.varlen.tables[:num_rows, :width].copy_(torch.tensor(tables, dtype=torch.int32))
-
-    def _fill_edits(self, step: TritonStep, tables: EditTables, batch: Batch) -> None:
-        edits = step.edits
-        assert edits is not None  # a graph with edits
-        edits.index.fill_(-1)
-        edits.table[: tables.table.shape[0]].copy_(tables.table)
-        for (layer, _), found in tables.sites.items():
-            assert isinstance(found, RowEdits)  # checked by `_edit_tables`
-            edits.index[layer, : batch.num_tokens].copy_(tables.index[found.first])
-
-
-def _pool(batch: Batch) -> PagePool:
-    return _paged(batch.chunks[0].sequence.slot).pool
-
-
-def _paged(slot: object) -> PagedSlot:
-    assert isinstance(slot, PagedSlot)  # of this path's layout
-    return slot
+def _sources(batch: Batch, previous: LaunchedStep | None) -> list[int] | None:
+    """Of each row, the row of the step before that chooses its token, -1 where it is known; None = all are."""
+    if EXPECTED not in batch.token_ids:
+        return None
+    assert previous is not None  # whose tokens are expected
+    rows: list[int] = []
+    for chunk in batch.chunks:
+        is_expected = chunk.sequence.token_ids[chunk.start + chunk.num_tokens - 1] == EXPECTED
+        rows += [-1] * (chunk.num_tokens - 1) + [previous.rows[chunk.sequence] if is_expected else -1]
+    return rows

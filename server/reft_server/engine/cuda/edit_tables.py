@@ -15,6 +15,7 @@ from torch import Tensor
 from reft_interventions.folded import FoldedEdit, SiteKey
 from reft_interventions.folding import ActLowRankEdit, LowRankEdit
 from reft_interventions.ops import EditGroup
+from reft_server.engine.memory import to_device
 
 NUM_FIELDS = 8
 """int64 values of an entry: the addresses of source, its bias, up, target and its bias (0 = absent; all float32), the
@@ -109,8 +110,8 @@ class _Building:
                 entries.append(numbers[0])
         largest = max(self.entries[number][5] for number in entries)
         return TileEdits(
-            torch.tensor(tiles, dtype=torch.int32, device=self.device),
-            torch.tensor(entries, dtype=torch.int32, device=self.device),
+            to_device(tiles, torch.int32, self.device),
+            to_device(entries, torch.int32, self.device),
             largest,
         )
 
@@ -125,9 +126,9 @@ def build_edit_tables(
     """
     building = _Building(num_rows, device, with_tiles)
     sites = {site: found for site, members in groups.items() if (found := building.site(members)) is not None}
-    table = torch.tensor(building.entries or [[0] * NUM_FIELDS], dtype=torch.int64)
-    index = torch.tensor(building.levels or [[-1] * num_rows], dtype=torch.int32)
-    return EditTables(table.to(device), index.to(device), sites, building.keep)
+    table = to_device(building.entries or [[0] * NUM_FIELDS], torch.int64, device)
+    index = to_device(building.levels or [[-1] * num_rows], torch.int32, device)
+    return EditTables(table, index, sites, building.keep)
 
 
 def _entries(group: EditGroup) -> list[list[int]] | None:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
+Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+"""Takes a function of no arguments; gives what runs it again, and the tensor that holds its result each time."""
 
 
 class CudaCapture:

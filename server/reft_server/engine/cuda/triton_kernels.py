@@ -14,6 +14,7 @@ from reft_interventions.folded import SiteKey
 from reft_server.engine.batch import Batch
 from reft_server.engine.edit_plan import EditPlan
 from reft_server.engine.kernels import AttentionLayer, AttentionShape, Norm, edit_heads
+from reft_server.engine.memory import to_device
 from reft_server.engine.paged_cache import PagedSlot, PagePool
 
 from . import launch
@@ -71,16 +72,16 @@ class TritonKernels:
             flat += [slot.place(position) for position in range(chunk.start, chunk.start + chunk.num_tokens)]
             starts.append(len(flat))
         lengths = [chunk.start + chunk.num_tokens for chunk in batch.chunks]
-        tiles = torch.tensor(launch.prefill_tiles(prompts), dtype=torch.int32, device=device) if prompts else None
+        tiles = to_device(launch.prefill_tiles(prompts), torch.int32, device) if prompts else None
         return TritonStep(
             input_ids=batch.input_ids,
             positions=batch.positions,
             sampled=batch.sampled_index,
-            slots=torch.tensor(flat, device=device),
+            slots=to_device(flat, torch.int64, device),
             pool=slots[0].pool,
             varlen=Varlen(
-                query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
-                lengths=torch.tensor(lengths, dtype=torch.int32, device=device),
+                query_starts=to_device(starts, torch.int32, device),
+                lengths=to_device(lengths, torch.int32, device),
                 tables=_block_tables([slot.pages for slot in slots], device),
                 num_decode=len(slots) - len(prompts),
                 max_num_queries=max(chunk.num_tokens for chunk in batch.chunks),
@@ -182,4 +183,4 @@ def _paged(slot: object) -> PagedSlot:
 def _block_tables(pages: SequenceOf[SequenceOf[int]], device: torch.device) -> Tensor:
     """`[num_sequences, max_pages]`, int32, filled up with page 0, which no kernel reads there."""
     width = max(len(row) for row in pages)
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in pages], dtype=torch.int32, device=device)
+    return to_device([[*row, *[0] * (width - len(row))] for row in pages], torch.int32, device)

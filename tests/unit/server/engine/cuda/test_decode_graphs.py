@@ -14,12 +14,14 @@ from reft_server.engine.batch import Batch, build_batch
 from reft_server.engine.cuda import GraphedModel, TritonKernels
 from reft_server.engine.cuda.decode_graphs import buckets
 from reft_server.engine.edit_plan import EditPlanner
+from reft_server.engine.launched import LaunchedStep
 from reft_server.engine.packed_model import PackedModel
 from reft_server.engine.paged_cache import PagedKVCache
 from reft_server.engine.scheduler import ScheduledChunk
 from reft_server.engine.sequence import Sequence
 from reft_server.engine.stream import NullStream
 from reft_server.engine.types import GenerationRequest, SamplingParams
+from tests.launching_model import LaunchingOnHost
 from tests.recorded_graphs import RecordedGraphs
 
 
@@ -80,3 +82,63 @@ def test_a_step_with_part_of_a_prompt_is_not_replayed(packed: PackedModel) -> No
     batch = build_batch([ScheduledChunk(one, 0, 2)], torch.device("cpu"), EditPlanner.for_layout(packed.kv_layout))
     graphed.forward(batch)
     assert graphed.num_replays == 0
+
+
+def settle(step: LaunchedStep) -> list[int]:
+    tokens = []
+    for one, token in step.read():
+        one.receive_token(token.token_id)
+        tokens.append(token.token_id)
+    return tokens
+
+
+def test_a_launched_step_takes_its_tokens_from_the_one_before(
+    packed: PackedModel, tiny_model: Any, make_set: Any
+) -> None:
+    """Three decode steps, then one with a prompt's chunk beside the decoding rows, none of them waited for."""
+    model = tiny_model("llama", num_hidden_layers=2)
+    folded = make_set(model, {"positions": "all", "layer": 0}, {"positions": "all", "layer": 1}, seed=1).fold()
+    cpu = torch.device("cpu")
+
+    def run(model: Any, *, is_ahead: bool) -> list[list[int]]:
+        cache = PagedKVCache(packed.kv_layout, budget_bytes=1 << 20, max_tokens=64)
+        planner = EditPlanner.for_layout(packed.kv_layout)
+        one, other, late = (sequence(model, cache, [5, 6, i], *sets) for i, sets in enumerate(((), (folded,), ())))
+        tokens: list[list[int]] = []
+        in_flight: LaunchedStep | None = None
+        for members in ([one, other], [other, one], [one], [one, other], [one, other, late], [late, one]):
+            chunks = [ScheduledChunk(s, s.num_computed_tokens, s.num_pending_tokens) for s in members]
+            batch = build_batch(chunks, cpu, planner)
+            launched = model.launch(batch, in_flight)
+            for member in members:
+                member.num_computed_tokens = len(member.token_ids)
+                member.expect_token()
+            if in_flight is not None:
+                tokens.append(settle(in_flight))
+            in_flight = launched
+            if not is_ahead:
+                tokens.append(settle(in_flight))
+                in_flight = None
+        return [*tokens, settle(in_flight)] if in_flight is not None else tokens
+
+    graphed = GraphedModel(packed, max_num_seqs=4, max_model_len=64, capture=RecordedGraphs())
+    assert run(graphed, is_ahead=True) == run(LaunchingOnHost(packed), is_ahead=False)
+    assert graphed.num_replays == 4
+
+
+def test_a_new_graph_does_not_write_where_the_last_step_did(packed: PackedModel) -> None:
+    """Recording runs the kernels once; what the buffers hold of the step before must be gone by then."""
+    graphed = GraphedModel(packed, max_num_seqs=4, max_model_len=64, capture=RecordedGraphs())
+    cache = PagedKVCache(packed.kv_layout, budget_bytes=1 << 20, max_tokens=64)
+    planner = EditPlanner.for_layout(packed.kv_layout)
+    sequences = [sequence(packed, cache, [5, 6, 7]), sequence(packed, cache, [9, 8])]
+    for one in sequences:
+        graphed.forward(build_batch([ScheduledChunk(one, 0, one.prompt_length)], torch.device("cpu"), planner))
+        one.token_ids.append(3)
+    decode(graphed, sequences, planner)
+    for stack in cache.pool.stacks:
+        stack.zero_()  # the pages are somebody else's now
+    graphed._inputs.blank(1)
+    graphed._graph(cache.pool, 1, has_edits=False)
+    graphed._graph(cache.pool, 4, has_edits=True)
+    assert not any(bool(stack.any()) for stack in cache.pool.stacks)
