@@ -6,12 +6,18 @@ each program of a kernel.
 
 from __future__ import annotations
 
+import asyncio
+import copy
 from typing import Any
 
 import pytest
 
+from reft_server.engine import EngineSettings, LocalEngine, build_engine
+from reft_server.engine.cuda import GraphedModel
+from reft_server.engine.packed_model import PackedModel
 from tests.parity.harness import Case, Comparison, reference, run_together
 from tests.parity.test_engine_matches_reference import prompt
+from tests.recorded_graphs import RecordedGraphs
 
 SETTINGS: dict[str, Any] = {
     "kernels": "triton",
@@ -68,3 +74,25 @@ def test_blocks_of_the_prefix_cache_are_borrowed_not_copied(tiny_model: Any, mak
     ):
         check(engine, model, [case])
     assert engine.stats().num_prefix_hit_tokens >= 3 * 32
+
+
+def test_graphs_one_step_ahead_match_reference(tiny_model: Any, make_set: Any) -> None:
+    """Recorded graphs, tokens chosen behind them, and the next step launched before they are read."""
+    model = tiny_model("llama", num_hidden_layers=2)
+    ends = make_set(model, *({"positions": "f2+l2", "layer": layer} for layer in (0, 1)), seed=1)
+    everywhere = make_set(model, {"positions": "all", "low_rank_dimension": 3, "layer": 0}, seed=2)
+    cases = [
+        Case(prompt(9, 1), max_tokens=4),
+        Case(prompt(5, 2), ((ends, 1.0),), max_tokens=3),
+        Case(prompt(2, 3), ((everywhere, -0.5),), max_tokens=5),
+    ]
+    options = EngineSettings(kv_cache_bytes=1 << 20, prefix_cache_bytes=1 << 18, max_model_len=256, **SETTINGS)
+    built = build_engine(copy.deepcopy(model), "tiny", options)
+    assert isinstance(built._model, PackedModel)
+    graphed = GraphedModel(built._model, max_num_seqs=4, max_model_len=256, capture=RecordedGraphs())
+    engine = LocalEngine(graphed, built.model_info, options, built._sizes)
+    engine.start()
+    check(engine, model, cases)
+    asyncio.run(engine.stop())
+    assert graphed.num_replays > 0
+    assert engine.stats().kv_cache_usage == 0
