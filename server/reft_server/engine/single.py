@@ -87,6 +87,7 @@ def run_alone(
     for size in chunk_sizes or (num_tokens,):
         sequence.token_ids = list(token_ids[: start + size])
         batch = build_batch([ScheduledChunk(sequence, start, size)], model.kv_layout.device, planner)
-        logits.append(model.forward(replace(batch, edits=wrap_edits(batch.edits))))
+        # A copy: the next step may leave its own logits in their place.
+        logits.append(model.forward(replace(batch, edits=wrap_edits(batch.edits))).clone())
         start += size
     return torch.cat(logits)

@@ -19,6 +19,7 @@ from reft_server.engine.packed_model import PackedModel
 from reft_server.engine.paged_cache import PagedKVCache
 from reft_server.engine.scheduler import ScheduledChunk
 from reft_server.engine.sequence import Sequence
+from reft_server.engine.single import run_alone
 from reft_server.engine.stream import NullStream
 from reft_server.engine.types import GenerationRequest, SamplingParams
 from tests.launching_model import LaunchingOnHost
@@ -73,6 +74,15 @@ def test_replayed_steps_equal_plain_ones(packed: PackedModel, tiny_model: Any, m
     num_captured = graphs.num_captured
     decode(graphed, sequences, planner)
     assert graphs.num_captured == num_captured  # a batch of a known size needs no new graph
+
+
+def test_logits_of_several_replays_are_kept_apart(packed: PackedModel) -> None:
+    """A replay leaves its logits where the one before left its own."""
+    graphed = GraphedModel(packed, max_num_seqs=1, max_model_len=64, capture=RecordedGraphs())
+    tokens, sizes = [5, 6, 7, 8, 9], (3, 1, 1)
+    replayed = run_alone(graphed, tokens, chunk_sizes=sizes)
+    assert graphed.num_replays == 2
+    assert torch.equal(replayed, run_alone(packed, tokens, chunk_sizes=sizes))
 
 
 def test_a_step_with_part_of_a_prompt_is_not_replayed(packed: PackedModel) -> None:
