@@ -5,6 +5,7 @@ One static batch without HTTP. With adapters, each folder in ADAPTERS_FOLDER is 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.peers.worker_loop import serve_jobs
@@ -37,12 +39,27 @@ def generate(model: Any, prompts: list[list[int]], num_new_tokens: int, **argume
 
 
 def load_loras(model: Any, folders: list[Path]) -> Any:
-    """PEFT's model with every adapter."""
-    from peft import PeftModel
+    """PEFT's model with every adapter; all have one configuration.
 
-    with_loras = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=folders[0].name)
+    PEFT's loader walks over the model and all that is loaded for each adapter: 512 of them took more than five minutes.
+    So only the first goes through it; the others join its layers as copies of the first with weights of their own.
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    first = folders[0].name
+    with_loras = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=first)
+    layers = {path: module for path, module in with_loras.named_modules() if isinstance(module, LoraLayer)}
     for folder in folders[1:]:
-        with_loras.load_adapter(str(folder), adapter_name=folder.name)
+        with_loras.peft_config[folder.name] = with_loras.peft_config[first]
+        tensors = load_file(folder / "adapter_model.safetensors")
+        for path, layer in layers.items():
+            settings = (layer.r, layer.lora_alpha, layer.scaling, layer.lora_bias, layer.use_rslora, layer.use_dora)
+            for by_adapter in (*settings, layer.lora_dropout):
+                by_adapter[folder.name] = by_adapter[first]
+            for part, weights in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+                weights[folder.name] = copy.deepcopy(weights[first])
+                weights[folder.name].weight.data.copy_(tensors[f"{path}.{part}.weight"])
     return with_loras.eval()
 
 
