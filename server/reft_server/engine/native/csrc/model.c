@@ -55,13 +55,14 @@ static void append_stage(struct program *program, const struct model *model, int
     const struct config *config = &model->config;
     const struct step *step = model->step;
     int64_t num_rows = step->num_tokens, index = (stage - 1) / STAGES_PER_LAYER;
+    int64_t num_threads = model->pool.num_threads;
     if (stage == 0) {
         append_rows(program, num_rows, EMBED, NULL);
         return;
     }
     if (index == config->num_layers) {
         append(program, sampled_task, step->num_sampled, 0, config->final_norm);
-        append(program, head_task, product_num_tasks(&config->head, step->num_sampled), 0, &config->head);
+        append(program, head_task, product_num_tasks(&config->head, step->num_sampled, num_threads), 0, &config->head);
         return;
     }
     const struct layer *layer = &config->layers[index];
@@ -70,14 +71,14 @@ static void append_stage(struct program *program, const struct model *model, int
         append_rows(program, num_rows, NORM, layer->input_norm);
         break;
     case 1:
-        append(program, qkv_task, product_num_tasks(&layer->qkv, num_rows), index, &layer->qkv);
+        append(program, qkv_task, product_num_tasks(&layer->qkv, num_rows, num_threads), index, &layer->qkv);
         break;
     case 2:
         append(program, rotate_task, (num_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, index, NULL);
         append(program, attend_task, tiling_of(model, index)->num_tiles * config->attention.num_kv_heads, index, NULL);
         break;
     case 3:
-        append(program, attention_output_task, product_num_tasks(&layer->attention_output, num_rows), index,
+        append(program, attention_output_task, product_num_tasks(&layer->attention_output, num_rows, num_threads), index,
                &layer->attention_output);
         break;
     case 4:
@@ -85,13 +86,13 @@ static void append_stage(struct program *program, const struct model *model, int
         append_rows(program, num_rows, NORM, layer->mlp_norm);
         break;
     case 5:
-        append(program, activation_task, product_num_tasks(&layer->gate_up, num_rows), index, &layer->gate_up);
+        append(program, activation_task, product_num_tasks(&layer->gate_up, num_rows, num_threads), index, &layer->gate_up);
         break;
     case 6:
         append_multiply_up(program, num_rows);
         break;
     case 7:
-        append(program, down_task, product_num_tasks(&layer->down, num_rows), index, &layer->down);
+        append(program, down_task, product_num_tasks(&layer->down, num_rows, num_threads), index, &layer->down);
         break;
     default:
         append_rows(program, num_rows, ADD, NULL);
@@ -213,8 +214,8 @@ EXPORT void reft_describe(int64_t *out) {
 /* Single operations on the calling thread, for tests and for the check at start. */
 
 EXPORT void reft_product(const struct linear *linear, const float *x, int64_t num_rows, float *out) {
-    for (int64_t task = 0; task < product_num_tasks(linear, num_rows); task++)
-        product_task(linear, task, x, num_rows, out, NULL);
+    int64_t num_tasks = product_num_tasks(linear, num_rows, 1);
+    for (int64_t task = 0; task < num_tasks; task++) product_task(linear, task, num_tasks, x, num_rows, out, NULL);
 }
 
 EXPORT void reft_exponential(const float *x, int64_t size, float *out) {

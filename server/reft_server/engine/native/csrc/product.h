@@ -149,15 +149,27 @@ INLINE int64_t rows_per_task(const struct linear *linear) {
     return rows < 2 * TILE_ROWS ? 2 * TILE_ROWS : rows;
 }
 
-INLINE int64_t product_num_tasks(const struct linear *linear, int64_t num_rows) {
-    return num_panels(linear) * ((num_rows + rows_per_task(linear) - 1) / rows_per_task(linear));
+/* Few rows: each task is a run of panels one after the other, because a core reads weights fastest in the order of
+   their addresses; two runs for each thread, should one lose its core. Many rows: each task is one panel and a block
+   of rows. */
+INLINE int64_t product_num_tasks(const struct linear *linear, int64_t num_rows, int64_t num_threads) {
+    int64_t panels = num_panels(linear);
+    if (num_rows <= TILE_ROWS) return panels < 2 * num_threads ? panels : 2 * num_threads;
+    return panels * ((num_rows + rows_per_task(linear) - 1) / rows_per_task(linear));
 }
 
 /* `out_up` is NULL, or takes what a gated product would multiply by. */
 static void product_task(
-    const struct linear *linear, int64_t task, const float *x, int64_t num_rows, float *out, float *out_up) {
-    int64_t first = task / num_panels(linear) * rows_per_task(linear), last = first + rows_per_task(linear);
-    multiply_panel(linear, task % num_panels(linear), x, first, last < num_rows ? last : num_rows, out, out_up);
+    const struct linear *linear, int64_t task, int64_t num_tasks, const float *x, int64_t num_rows, float *out,
+    float *out_up) {
+    int64_t panels = num_panels(linear);
+    if (num_rows <= TILE_ROWS) {
+        for (int64_t panel = task * panels / num_tasks; panel < (task + 1) * panels / num_tasks; panel++)
+            multiply_panel(linear, panel, x, 0, num_rows, out, out_up);
+        return;
+    }
+    int64_t first = task / panels * rows_per_task(linear), last = first + rows_per_task(linear);
+    multiply_panel(linear, task % panels, x, first, last < num_rows ? last : num_rows, out, out_up);
 }
 
 #endif

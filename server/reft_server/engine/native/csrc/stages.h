@@ -173,26 +173,26 @@ static void attend_task(void *context, const struct phase *phase, uint32_t task,
 static void qkv_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->inputs, step->num_tokens, step->heads, NULL);
+    product_task(phase->argument, task, phase->num_tasks, step->inputs, step->num_tokens, step->heads, NULL);
 }
 
 static void attention_output_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->attended, step->num_tokens, step->branch, NULL);
+    product_task(phase->argument, task, phase->num_tasks, step->attended, step->num_tokens, step->branch, NULL);
 }
 
 static void gate_up_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->inputs, step->num_tokens, step->gated, NULL);
+    product_task(phase->argument, task, phase->num_tasks, step->inputs, step->num_tokens, step->gated, NULL);
 }
 
 /* The activation and `up` apart, for a caller that changes the activation. */
 static void activation_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->inputs, step->num_tokens, step->gated, step->up);
+    product_task(phase->argument, task, phase->num_tasks, step->inputs, step->num_tokens, step->gated, step->up);
 }
 
 static void multiply_up_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
@@ -207,13 +207,13 @@ static void multiply_up_task(void *context, const struct phase *phase, uint32_t 
 static void down_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->gated, step->num_tokens, step->branch, NULL);
+    product_task(phase->argument, task, phase->num_tasks, step->gated, step->num_tokens, step->branch, NULL);
 }
 
 static void head_task(void *context, const struct phase *phase, uint32_t task, uint32_t thread) {
     (void)thread;
     const struct step *step = ((const struct model *)context)->step;
-    product_task(phase->argument, task, step->inputs, step->num_sampled, step->logits, NULL);
+    product_task(phase->argument, task, phase->num_tasks, step->inputs, step->num_sampled, step->logits, NULL);
 }
 
 #endif
