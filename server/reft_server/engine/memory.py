@@ -24,10 +24,15 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
     return torch.frombuffer(map_zeros(num_bytes), dtype=dtype).view(*shape)
 
 
-def map_zeros(num_bytes: int) -> mmap.mmap:
-    """Anonymous memory of this process, zero and not yet resident."""
-    mapping = mmap.mmap(-1, num_bytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+def map_zeros(num_bytes: int, *, in_large_pages: bool = False) -> mmap.mmap:
+    """Anonymous memory of this process, zero and not yet resident.
+
+    Args:
+        in_large_pages: 2 MiB where the system has them: read faster, but zeroed and resident 2 MiB at a time.
+    """
+    # Not Python's default: shared memory gets large pages only where the system is told so apart.
+    mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if in_large_pages and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE)
     return mapping

@@ -43,7 +43,7 @@ class Arena:
 
 def _map(num_bytes: int) -> tuple[mmap.mmap, int]:
     """A mapping with room for `num_bytes` from a multiple of the large page's size on, and that offset."""
-    buffer = map_zeros(num_bytes + _LARGE_PAGE)
+    buffer = map_zeros(num_bytes + _LARGE_PAGE, in_large_pages=True)
     return buffer, -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % _LARGE_PAGE
 
 
