@@ -21,7 +21,8 @@ from reft_server.engine.kv_memory import BLOCK_SIZE
 from reft_server.engine.settings import AttentionChoice
 from reft_server.errors import ConfigurationError
 
-from . import launch
+from . import attention_launch
+from .attention_launch import Pages
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Varlen:
         tables: `[num_sequences, max_pages]`, int32: pages, in order.
         num_decode: sequences that decode.
         max_num_queries: rows of one sequence.
-        prefill_tiles: see `launch.prefill_tiles`; None = no prompts.
+        prefill_tiles: see `prefill_tiles`; None = no prompts.
     """
 
     query_starts: Tensor
@@ -55,7 +56,7 @@ class Attention(Protocol):
         """For the log."""
         ...
 
-    def attend(self, varlen: Varlen, query: Tensor, pages: launch.Pages, window: int | None) -> Tensor:
+    def attend(self, varlen: Varlen, query: Tensor, pages: Pages, window: int | None) -> Tensor:
         """Values for each query, `[num_rows, num_heads, head_dim]`, like `query`. Rows of padding hold anything.
 
         Safe in a CUDA graph: all that differs from step to step is in the tensors of `varlen`.
@@ -78,15 +79,17 @@ class TritonAttention:
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
 
-    def attend(self, varlen: Varlen, query: Tensor, pages: launch.Pages, window: int | None) -> Tensor:
+    def attend(self, varlen: Varlen, query: Tensor, pages: Pages, window: int | None) -> Tensor:
         out = torch.empty_like(query)
         count = varlen.num_decode
         if count:
-            launch.decode(
+            attention_launch.decode(
                 query[:count], pages, varlen.tables[:count], varlen.lengths[:count], self._shape, window, out[:count]
             )
         if varlen.prefill_tiles is not None:
-            launch.prefill(query, pages, varlen.tables[count:], varlen.prefill_tiles, self._shape, window, out)
+            attention_launch.prefill(
+                query, pages, varlen.tables[count:], varlen.prefill_tiles, self._shape, window, out
+            )
         return out
 
 
@@ -105,7 +108,7 @@ class TorchAttention:
         self._function = function
         self._num_splits = num_splits
 
-    def attend(self, varlen: Varlen, query: Tensor, pages: launch.Pages, window: int | None) -> Tensor:
+    def attend(self, varlen: Varlen, query: Tensor, pages: Pages, window: int | None) -> Tensor:
         out: Tensor = self._function(
             query,
             pages.keys.transpose(1, 2),
@@ -137,7 +140,7 @@ class FlashAttention3:
         self._shape = shape
         self._function = function
 
-    def attend(self, varlen: Varlen, query: Tensor, pages: launch.Pages, window: int | None) -> Tensor:
+    def attend(self, varlen: Varlen, query: Tensor, pages: Pages, window: int | None) -> Tensor:
         out: Tensor = self._function(
             query,
             pages.keys.transpose(1, 2),

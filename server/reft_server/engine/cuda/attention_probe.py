@@ -10,8 +10,8 @@ from torch import Tensor
 from reft_server.engine.kernels import AttentionShape
 from reft_server.engine.kv_memory import BLOCK_SIZE
 
-from . import launch
 from .attention import Attention, AttentionUnavailableError, Varlen
+from .attention_launch import Pages, prefill_block, prefill_tiles
 
 _SEQUENCES = ((1, 700), (1, 5), (20, 50), (7, 7))
 """Queries and keys: two that decode, one of them long enough to be split; a later and a first chunk of a prompt."""
@@ -24,7 +24,7 @@ class Probe:
     """What attention reads."""
 
     query: Tensor  # [num_rows, num_heads, head_dim]
-    pages: launch.Pages
+    pages: Pages
     varlen: Varlen
 
 
@@ -62,17 +62,20 @@ def make_probe(shape: AttentionShape, dtype: torch.dtype, device: torch.device) 
         (int(start), num_keys - num_queries, num_queries)
         for start, (num_queries, num_keys) in zip(starts, _SEQUENCES, strict=False)
     ]
+    block = prefill_block(dtype, shape.head_dim, device)
     varlen = Varlen(
         query_starts=starts.to(device, torch.int32),
         lengths=torch.tensor([num_keys for _, num_keys in _SEQUENCES], dtype=torch.int32, device=device),
         tables=torch.nn.utils.rnn.pad_sequence(order, batch_first=True).to(device, torch.int32),
         num_decode=num_decode,
         max_num_queries=max(num_queries for num_queries, _ in _SEQUENCES),
-        prefill_tiles=torch.tensor(launch.prefill_tiles(chunks[num_decode:]), dtype=torch.int32, device=device),
+        prefill_tiles=torch.tensor(
+            prefill_tiles(chunks[num_decode:], block.num_queries), dtype=torch.int32, device=device
+        ),
     )
     return Probe(
         query=random(int(starts[-1]), shape.num_heads, shape.head_dim),
-        pages=launch.Pages(random(sum(num_pages), *page_size), random(sum(num_pages), *page_size)),
+        pages=Pages(random(sum(num_pages), *page_size), random(sum(num_pages), *page_size)),
         varlen=varlen,
     )
 

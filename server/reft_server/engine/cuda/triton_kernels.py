@@ -19,6 +19,7 @@ from reft_server.engine.paged_cache import PagedSlot, PagePool
 
 from . import launch
 from .attention import Attention, TritonAttention, Varlen
+from .attention_launch import Pages, prefill_block, prefill_tiles, rope_write
 from .edit_tables import EditTables, RowEdits, TileEdits, build_edit_tables
 
 
@@ -72,20 +73,22 @@ class TritonKernels:
             flat += [slot.place(position) for position in range(chunk.start, chunk.start + chunk.num_tokens)]
             starts.append(len(flat))
         lengths = [chunk.start + chunk.num_tokens for chunk in batch.chunks]
-        tiles = to_device(launch.prefill_tiles(prompts), torch.int32, device) if prompts else None
+        pool = slots[0].pool
+        block = prefill_block(pool.keys[0].dtype, self._shape.head_dim, device)
+        tiles = prefill_tiles(prompts, block.num_queries)
         return TritonStep(
             input_ids=batch.input_ids,
             positions=batch.positions,
             sampled=batch.sampled_index,
             slots=to_device(flat, torch.int64, device),
-            pool=slots[0].pool,
+            pool=pool,
             varlen=Varlen(
                 query_starts=to_device(starts, torch.int32, device),
                 lengths=to_device(lengths, torch.int32, device),
                 tables=_block_tables([slot.pages for slot in slots], device),
                 num_decode=len(slots) - len(prompts),
                 max_num_queries=max(chunk.num_tokens for chunk in batch.chunks),
-                prefill_tiles=tiles,
+                prefill_tiles=to_device(tiles, torch.int32, device) if tiles else None,
             ),
             edits=self.edit_tables(batch.edits, batch.num_tokens),
             batch=batch,
@@ -146,8 +149,8 @@ class TritonKernels:
         if step.batch is not None:
             heads = qkv.unflatten(-1, (-1, shape.head_dim))
             edit_heads(step.batch, layer.index, heads, shape)
-        pages = launch.Pages(step.pool.keys[layer.index], step.pool.values[layer.index])
-        query = launch.rope_write(
+        pages = Pages(step.pool.keys[layer.index], step.pool.values[layer.index])
+        query = rope_write(
             qkv, pages, self._rotary, step.positions, step.slots, layer, self._norm_weights(layer), shape
         )
         return self._attention.attend(step.varlen, query, pages, layer.sliding_window).flatten(1)

@@ -1,22 +1,66 @@
-"""Every kernel compiles for a Hopper GPU: no GPU is needed for that, only a process that does not interpret."""
+"""What the compiler makes of every kernel for a Hopper GPU: needs no GPU, only a process that does not interpret."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
+ATTENTION = {"rope_write_kernel", "decode_kernel", "merge_kernel", "prefill_kernel"}
+SHARED_BYTES = 227 << 10  # of one program at most, on an H100 or H200
 
 
-@pytest.mark.slow
-def test_every_kernel_compiles_for_a_hopper_gpu(tmp_path: Path) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    cache = str(tmp_path_factory.mktemp("triton"))
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
     done = subprocess.run(
         [sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 11
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def count(kernel: dict[str, Any], *prefixes: str) -> int:
+    return sum(number for opcode, number in kernel["opcodes"].items() if opcode.startswith(prefixes))
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_and_those_of_attention_spill_nothing(compiled: list[dict[str, Any]]) -> None:
+    assert len(compiled) == 21
+    assert {one["kernel"] for one in compiled} >= ATTENTION
+    for one in compiled:
+        assert one["shared_bytes"] <= SHARED_BYTES, one
+        if one["kernel"] in ATTENTION:
+            assert one["spilled_bytes"] == count(one, "LDL", "STL") == 0, one
+
+
+@pytest.mark.slow
+def test_attention_reads_and_multiplies_as_wide_as_it_can(compiled: list[dict[str, Any]]) -> None:
+    """K, V, queries and values in pieces of 16 bytes; what is narrower are pages and one row's cosines."""
+    for one in compiled:
+        if one["kernel"] in ("decode_kernel", "prefill_kernel"):
+            turns = 3 if one["kernel"] == "decode_kernel" else 4  # two stages ahead and one; two loops with one each
+            keys = one["constants"]["KEYS"] * one["constants"]["DIM"] * (4 if one["dtype"] == "float32" else 2)
+            threads = 32 * one["constants"]["num_warps"]
+            assert count(one, "LDGSTS.E.BYPASS.128") == turns * 2 * keys // 16 // threads, one
+            assert count(one, "LDG.E.U16", "STG.E.U16", "STG.E.64") == 0, one
+        if one["kernel"] == "prefill_kernel" and one["dtype"] == "bfloat16":
+            assert count(one, "HGMMA.64x") > 0, one  # wgmma
+            assert count(one, "HMMA") == 0, one
+        if one["kernel"] == "rope_write_kernel":
+            assert count(one, "STG.E.128") == count(one, "STG") == 3, one
+
+
+@pytest.mark.slow
+def test_decode_leaves_room_for_three_programs_on_a_multiprocessor(compiled: list[dict[str, Any]]) -> None:
+    for one in compiled:
+        if one["kernel"] == "decode_kernel" and one["dtype"] == "bfloat16":
+            assert 3 * (one["shared_bytes"] + 1024) <= SHARED_BYTES, one
+            assert 3 * one["registers"] * 128 <= 65_536, one

@@ -12,7 +12,8 @@ from reft_interventions.activations import activate
 from reft_interventions.folding import ActLowRankEdit, LowRankEdit
 from reft_interventions.ops import EditGroup
 from reft_interventions.tensor_edit import TensorEdit
-from reft_server.engine.cuda import launch
+from reft_server.engine.cuda import attention_launch, launch
+from reft_server.engine.cuda.attention_launch import PrefillBlock
 from reft_server.engine.cuda.edit_tables import ACTS, RowEdits, TileEdits, build_edit_tables
 from reft_server.engine.kernels import AttentionLayer, AttentionShape, Norm
 
@@ -150,9 +151,9 @@ def test_silu_mul(dtype: torch.dtype) -> None:
     close(launch.silu_mul(gate_up), torch.nn.functional.silu(gate) * up)
 
 
-def pages_of(shape: AttentionShape, num_pages: int, dtype: torch.dtype) -> launch.Pages:
+def pages_of(shape: AttentionShape, num_pages: int, dtype: torch.dtype) -> attention_launch.Pages:
     size = (num_pages, shape.num_kv_heads, 16, shape.head_dim)
-    return launch.Pages(rand(*size, dtype=dtype, seed=1), rand(*size, dtype=dtype, seed=2))
+    return attention_launch.Pages(rand(*size, dtype=dtype, seed=1), rand(*size, dtype=dtype, seed=2))
 
 
 def gather(pages: Tensor, table: list[int], length: int) -> Tensor:
@@ -169,9 +170,13 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, position: int, scale:
     return torch.einsum("hk,hkd->hd", scores.softmax(-1), values)
 
 
+@pytest.mark.parametrize("num_splits", [1, 2, 8])
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "dim"), [(4, 2, 16), (3, 1, 24)])
-def test_decode_attention_over_pages(num_heads: int, num_kv_heads: int, dim: int, window: int | None) -> None:
+def test_decode_attention_over_pages(
+    num_heads: int, num_kv_heads: int, dim: int, window: int | None, num_splits: int
+) -> None:
+    """Keys in up to three turns, fewer than the most splits."""
     shape = AttentionShape(num_heads, num_kv_heads, dim, dim**-0.5)
     pages = pages_of(shape, 30, torch.float32)
     pages.keys[0], pages.values[0] = math.nan, math.nan  # what nobody owns is never read
@@ -181,7 +186,7 @@ def test_decode_attention_over_pages(num_heads: int, num_kv_heads: int, dim: int
     padded = torch.tensor([[*row, *[0] * (9 - len(row))] for row in [*tables, []]], dtype=torch.int32, device=DEVICE)
     out = torch.full_like(query, math.nan)
     at = torch.tensor([*lengths, 0], dtype=torch.int32, device=DEVICE)
-    launch.decode(query, pages, padded, at, shape, window, out)
+    attention_launch.decode(query, pages, padded, at, shape, window, out, num_splits)
     for row, (table, length) in enumerate(zip(tables, lengths, strict=True)):
         keys, values = gather(pages.keys, table, length), gather(pages.values, table, length)
         close(out[row], attention(query[row], keys, values, length - 1, shape.scale, window))
@@ -189,17 +194,20 @@ def test_decode_attention_over_pages(num_heads: int, num_kv_heads: int, dim: int
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_prefill_attention_over_pages(window: int | None) -> None:
-    shape = AttentionShape(4, 2, 16, 0.25)
+@pytest.mark.parametrize("block", [PrefillBlock(64, 64, 4), PrefillBlock(32, 16, 4)])
+@pytest.mark.parametrize("dim", [16, 24])
+def test_prefill_attention_over_pages(window: int | None, block: PrefillBlock, dim: int) -> None:
+    """Turns that all rows of a tile see, turns that some see, tiles that are cut, and rows of nobody."""
+    shape = AttentionShape(4, 2, dim, 0.25)
     pages = pages_of(shape, 12, torch.float32)
     pages.keys[0], pages.values[0] = math.nan, math.nan
     chunks = [(1, 0, 5), (6, 20, 70)]  # first row, position, rows
     tables = [[4], [2, 11, 3, 7, 5, 10]]
-    query = rand(76, 4, 16, seed=7)
+    query = rand(76, 4, dim, seed=7)
     padded = torch.tensor([[*row, *[0] * (6 - len(row))] for row in tables], dtype=torch.int32, device=DEVICE)
-    tiles = torch.tensor(launch.prefill_tiles(chunks), dtype=torch.int32, device=DEVICE)
+    tiles = torch.tensor(attention_launch.prefill_tiles(chunks, block.num_queries), dtype=torch.int32, device=DEVICE)
     out = torch.zeros_like(query)
-    launch.prefill(query, pages, padded, tiles, shape, window, out)
+    attention_launch.prefill(query, pages, padded, tiles, shape, window, out, block)
     for (first, position, num_rows), table in zip(chunks, tables, strict=True):
         keys, values = (gather(one, table, position + num_rows) for one in (pages.keys, pages.values))
         for i in (0, num_rows // 2, num_rows - 1):
@@ -207,10 +215,15 @@ def test_prefill_attention_over_pages(window: int | None) -> None:
     assert bool((out[0] == 0).all())  # a row of nobody
 
 
+def test_tiles_with_the_most_keys_come_first() -> None:
+    tiles = attention_launch.prefill_tiles([(0, 0, 130), (130, 500, 3)], 64)
+    assert tiles == [(1, 130, 500, 3), (0, 128, 128, 2), (0, 64, 64, 64), (0, 0, 0, 64)]
+
+
 @pytest.mark.parametrize("has_norms", [False, True])
 def test_rope_and_the_write_of_keys_and_values(has_norms: bool) -> None:
     shape = AttentionShape(3, 1, 12, 1.0)
-    pages = launch.Pages(torch.zeros(4, 1, 16, 12, device=DEVICE), torch.zeros(4, 1, 16, 12, device=DEVICE))
+    pages = attention_launch.Pages(torch.zeros(4, 1, 16, 12, device=DEVICE), torch.zeros(4, 1, 16, 12, device=DEVICE))
     angles = rand(50, 6)
     rotary = torch.view_as_real(torch.polar(torch.ones_like(angles), angles)).contiguous()
     norms = rand(2, 12, seed=3) if has_norms else None
@@ -218,7 +231,7 @@ def test_rope_and_the_write_of_keys_and_values(has_norms: bool) -> None:
     qkv = rand(3, 5 * 12)
     positions, slots = torch.tensor([7, 40, 0], device=DEVICE), torch.tensor([2 * 16 + 7, 16, -1], device=DEVICE)
     layer = AttentionLayer(0, query_norm, key_norm, None)
-    query = launch.rope_write(qkv, pages, rotary, positions, slots, layer, norms, shape)
+    query = attention_launch.rope_write(qkv, pages, rotary, positions, slots, layer, norms, shape)
 
     heads = qkv.view(3, 5, 12).double()
     if norms is not None:
