@@ -26,7 +26,7 @@ from .types import (
     VersionInfo,
 )
 
-__all__ = ["AsyncInterventions", "AsyncReftClient"]
+__all__ = ["AsyncReftClient"]
 
 
 class AsyncReftClient:

@@ -14,7 +14,7 @@ from reft_client import AsyncReftClient, ReftClient, RetryPolicy
 from reft_client.cli import main
 from tests.unit.client.fakes import Run, Server
 
-_MODULES = ("admin", "async_client", "interventions", "routes", "transports")
+_MODULES = ("admin", "async_client", "async_interventions", "routes", "transports")
 _WRAPPED = frozenset(f"reft_client.{name}" for name in _MODULES)
 
 
