@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from .packed_model import PackedModel
 from .settings import EngineSettings
 from .single import Model
 from .types import ModelInfo
+
+if TYPE_CHECKING:
+    from .cuda import GraphedModel
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +75,11 @@ def build_engine(
             param="engine_attention",
         )
     served: Model = path
+    graphed: GraphedModel | None = None
     if isinstance(path, PackedModel) and path.kernels.is_paged and model.device.type == "cuda":
         from .cuda import GraphedModel  # imports Triton, which is there: the kernels are its own
 
-        served = GraphedModel(path, max_num_seqs=settings.max_num_seqs, max_model_len=info.max_model_len)
+        served = graphed = GraphedModel(path, max_num_seqs=settings.max_num_seqs, max_model_len=info.max_model_len)
     check_exact(served, reference, info.vocab_size, type(model).__name__, settings.weight_dtype)
     logger.info(
         "model ready path=%s kernels=%s dtype=%s device=%s max_model_len=%d",
@@ -85,17 +89,21 @@ def build_engine(
         info.device,
         info.max_model_len,
     )
-    memory = measure_memory(
-        model.device, lambda: run_largest_step(served, info.vocab_size, info.max_model_len, settings)
-    )
-    sizes = cache_sizes(
-        settings,
-        memory,
-        min_bytes=served.kv_layout.bytes_per_token * BLOCK_SIZE,
-        reserved_bytes=reserved_bytes,
-    )
+    memory = measure_memory(model.device, lambda: run_largest_step(served, info, settings))
+    min_bytes = served.kv_layout.bytes_per_token * BLOCK_SIZE
+    sizes = cache_sizes(settings, memory, min_bytes=min_bytes, reserved_bytes=reserved_bytes)
     logger.info("cache sizes kv_bytes=%d prefix_bytes=%d", sizes.kv_bytes, sizes.prefix_bytes)
-    return LocalEngine(served, info, settings, sizes)
+    try:
+        engine = LocalEngine(served, info, settings, sizes)
+        if graphed is not None:
+            graphed.prepare(engine.kv_cache)
+    except torch.OutOfMemoryError as error:
+        raise ConfigurationError(
+            "The GPU's memory ended while its caches and decode graphs were made: lower --engine-kv-cache-bytes, "
+            "--engine-device-memory-share or --engine-max-num-seqs.",
+            param="engine_kv_cache_bytes",
+        ) from error
+    return engine
 
 
 def _model_path(

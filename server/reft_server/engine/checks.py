@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from reft_interventions.folded import FoldedIntervention, FoldedSet
+from reft_interventions.folding import LowRankEdit
+from reft_interventions.positions import InterventionPositions
 from reft_server.errors import UnsupportedModelError
 
 from .sampler import sample
@@ -13,7 +16,7 @@ from .sequence import Sequence
 from .settings import EngineSettings, WeightDtype
 from .single import Model, run_alone
 from .stream import NullStream
-from .types import GenerationRequest, SamplingParams
+from .types import GenerationRequest, ModelInfo, SamplingParams
 
 _CHUNK_SIZES = (9, 14, 1)  # a first chunk, a later chunk, a decode step
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -71,10 +74,28 @@ def check_runs(model: Model, vocab_size: int) -> None:
         raise RuntimeError("the model's own logits are no longer finite")
 
 
-def run_largest_step(model: Model, vocab_size: int, max_model_len: int, settings: EngineSettings) -> None:
-    """As many tokens as a step may have, with K and V of their own, then the choice of as many tokens."""
-    run_alone(model, [0] * min(settings.max_num_batched_tokens, max_model_len))
+def run_largest_step(model: Model, info: ModelInfo, settings: EngineSettings) -> None:
+    """As many tokens as a step may have, with K and V of their own, then the choice of as many tokens.
+
+    Once without edits, then with some of each row behind every layer, and of one that decodes: what such steps launch
+    is compiled now.
+    """
+    num_tokens = min(settings.max_num_batched_tokens, info.max_model_len - 1)
+    run_alone(model, [0] * num_tokens)
+    trial = _no_change(info, model.kv_layout.device)
+    run_alone(model, [0] * (num_tokens + 1), interventions=(trial,), chunk_sizes=(num_tokens, 1))
+    run_alone(model, [0, 0], interventions=(trial,))
     request = GenerationRequest("largest", (0,), SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9))
-    sequence = Sequence(request, NullStream(), len(model.kv_layout.layers))
-    logits = torch.zeros(settings.max_num_seqs, vocab_size, dtype=model.kv_layout.dtype, device=model.kv_layout.device)
+    sequence = Sequence(request, NullStream(), info.num_layers)
+    shape = (settings.max_num_seqs, info.vocab_size)
+    logits = torch.zeros(shape, dtype=model.kv_layout.dtype, device=model.kv_layout.device)
     sample(logits, (sequence,) * settings.max_num_seqs)
+
+
+def _no_change(info: ModelInfo, device: torch.device) -> FoldedSet:
+    """A set that edits every row, by nothing."""
+    weights = torch.zeros(1, info.hidden_size, device=device)
+    edit = LowRankEdit(weights, torch.zeros(1, device=device), weights)
+    positions = InterventionPositions("all")
+    sites = (FoldedIntervention(layer, "block_output", positions, edit) for layer in range(info.num_layers))
+    return FoldedSet("no change", tuple(sites))

@@ -71,6 +71,11 @@ class LocalEngine:
         self._kv_cache = self._make_kv_cache(None)
         self._reset()
 
+    @property
+    def kv_cache(self) -> KVAllocator:
+        """Where running sequences have their K and V."""
+        return self._kv_cache
+
     # --- called from the event loop
 
     @property

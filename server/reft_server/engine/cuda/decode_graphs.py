@@ -8,6 +8,7 @@ one before: its tokens are chosen on the device, and the next step takes them th
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from reft_server.engine.batch import Batch
 from reft_server.engine.edit_plan import EditPlan
+from reft_server.engine.kv_memory import KVAllocator
 from reft_server.engine.launched import LaunchedStep
 from reft_server.engine.memory import to_device
 from reft_server.engine.packed_model import PackedModel
-from reft_server.engine.paged_cache import PagePool
+from reft_server.engine.paged_cache import PagedKVCache, PagePool
 from reft_server.engine.sequence import EXPECTED
 
 from .device_sampler import DeviceSampler
@@ -95,6 +97,20 @@ class GraphedModel:
                 sequence.random.give_back(number)
             raise
 
+    @torch.inference_mode()
+    def prepare(self, cache: KVAllocator) -> None:
+        """Record every graph over a cache's memory, so that no request waits for one.
+
+        The largest come first: the others use their memory again.
+        """
+        assert isinstance(cache, PagedKVCache)  # made for this path's layout
+        started = time.perf_counter()
+        for size in reversed(self._buckets):
+            for has_edits in (False, True):
+                self._graph(cache.pool, size, has_edits=has_edits)
+            self._sampler.prepare(size)
+        logger.info("decode graphs recorded sizes=%s seconds=%.1f", self._buckets, time.perf_counter() - started)
+
     def bucket(self, num_rows: int) -> int:
         """The smallest graph for so many rows."""
         return next(size for size in self._buckets if size >= num_rows)
@@ -159,7 +175,7 @@ class GraphedModel:
             replay, _ = self._capture(run)
             # The step goes without its pool: what a dictionary's value holds on to keeps its key alive.
             graphs[key] = _Graph(replace(step, pool=weakref.proxy(pool)), replay)
-            logger.info("decode graph captured batch_size=%d has_edits=%s", size, has_edits)
+            logger.debug("decode graph recorded batch_size=%d has_edits=%s", size, has_edits)
         return graphs[key]
 
 

@@ -61,6 +61,12 @@ class DeviceSampler:
         chosen.copy_(self.tokens[:num_rows], non_blocking=True)
         return LaunchedStep(batch, chosen, _fence(self.tokens.device), uniforms, logits)
 
+    def prepare(self, size: int) -> None:
+        """Record the graphs of one of the sizes."""
+        for has_plain in (False, True):
+            for has_truncated in (False, True):
+                self._replay(size, has_plain=has_plain, has_truncated=has_truncated)
+
     def _replay(self, size: int, *, has_plain: bool, has_truncated: bool) -> Callable[[], None]:
         key = (size, has_plain, has_truncated)
         if key not in self._replays:

@@ -60,5 +60,5 @@ def test_an_engine_takes_its_sizes_from_the_device(tiny_model: Any, monkeypatch:
 
     monkeypatch.setattr(build, "measure_memory", measure)
     engine = build_engine(copy.deepcopy(tiny_model("llama")), "tiny", EngineSettings(max_num_seqs=3))
-    assert num_runs == [1]
+    assert num_runs == [1]  # a step with edits, and a choice of three tokens
     assert engine._kv_cache.budget_bytes == pytest.approx((20 - 1 - 4) / 3 * 2 * (1 << 20), abs=8)

@@ -76,6 +76,25 @@ def test_replayed_steps_equal_plain_ones(packed: PackedModel, tiny_model: Any, m
     assert graphs.num_captured == num_captured  # a batch of a known size needs no new graph
 
 
+def test_no_request_waits_for_a_graph(packed: PackedModel, tiny_model: Any, make_set: Any) -> None:
+    graphs = RecordedGraphs()
+    graphed = GraphedModel(packed, max_num_seqs=2, max_model_len=64, capture=graphs)
+    cache = PagedKVCache(packed.kv_layout, budget_bytes=1 << 20, max_tokens=64)
+    graphed.prepare(cache)
+    num_recorded = graphs.num_captured
+    assert num_recorded == 2 * (2 + 4)  # for each size the base and the edited one, and four ways to choose
+    planner = EditPlanner.for_layout(packed.kv_layout)
+    folded = make_set(tiny_model("llama", num_hidden_layers=2), {"positions": "all"}).fold()
+    members = [sequence(packed, cache, [5, 6, 7]), sequence(packed, cache, [9], folded)]
+    for rows in (members, members[:1]):
+        chunks = [ScheduledChunk(one, len(one.token_ids) - 1, 1) for one in rows]
+        batch = build_batch(chunks, torch.device("cpu"), planner)
+        assert torch.equal(graphed.forward(batch), packed.forward(batch))
+        graphed.launch(batch, None)
+    assert graphed.num_replays == 4
+    assert graphs.num_captured == num_recorded
+
+
 def test_logits_of_several_replays_are_kept_apart(packed: PackedModel) -> None:
     """A replay leaves its logits where the one before left its own."""
     graphed = GraphedModel(packed, max_num_seqs=1, max_model_len=64, capture=RecordedGraphs())
