@@ -123,6 +123,34 @@ def test_steps_keep_host_and_device_apart(arch: str, path: str, tiny_model: Any,
         assert cache.grow(slot, 60, 10) is not None
 
 
+def test_steps_that_are_launched_ahead_keep_host_and_device_apart(tiny_model: Any, make_set: Any) -> None:
+    """A prompt beside a row that decodes, then both in a graph, their tokens still on the device."""
+    tiny = tiny_model("llama", num_hidden_layers=2)
+    everywhere = make_set(tiny, {"positions": "all", "layer": 1}).fold().to(DEVICE)
+    with pretend_device():
+        model = graphed(copy.deepcopy(tiny).bfloat16().to(DEVICE))
+        cache = make_kv_cache(model.kv_layout, budget_bytes=1 << 20, max_rows=8, max_tokens=64)
+        model.prepare(cache)
+        planner = EditPlanner.for_layout(model.kv_layout)
+        members = [
+            sequence(model, cache, 5, temperature=0.7, top_p=0.9),
+            sequence(model, cache, 3, everywhere, temperature=1.0),
+        ]
+        launched = None
+        for sizes in ((5, 3), (1, 1), (1, 1)):
+            chunks = [
+                ScheduledChunk(one, len(one.token_ids) - size, size) for one, size in zip(members, sizes, strict=True)
+            ]
+            following = model.launch(build_batch(chunks, DEVICE, planner), launched)
+            if launched is not None:
+                for one, token in launched.read():
+                    one.receive_token(token.token_id)
+            for one in members:
+                one.expect_token()
+            launched = following
+    assert model.num_replays == 2
+
+
 @pytest.mark.parametrize("settings", [{"kernels": "triton"}, {"kernels": "torch"}, {"model_path": "generic"}])
 def test_an_engine_is_built_from_a_model_on_a_device(settings: dict[str, Any], tiny_model: Any) -> None:
     """The fingerprint, the rotary table, packed weights and the check against transformers' own logits."""
