@@ -23,6 +23,7 @@ from reft_server.config import SettingField, Settings, load_settings, setting_fi
 from reft_server.errors import ConfigurationError, ReftError
 from reft_server.logging_setup import configure_logging
 from reft_server.reload import ReadSettings, SettingsReload
+from reft_server.storage.cli import main as store_command
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.audit import SERVER_PROCESS
 from reft_server.tenants.audit_cli import main as audit_command
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return keys_command(arguments[1:])
     if arguments[:1] == ["audit"]:
         return audit_command(arguments[1:])
+    if arguments[:1] == ["store"]:
+        return store_command(arguments[1:])
     options = vars(_parser().parse_args(arguments))
     is_fetch_only = options.pop("fetch_only")
     try:
@@ -58,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="reft-serve",
         usage="%(prog)s [--SETTING VALUE ...] [--fetch-only] [--version]\n"
-        "       %(prog)s keys --help\n       %(prog)s audit --help",
+        "       %(prog)s keys --help\n       %(prog)s audit --help\n       %(prog)s store --help",
         description="Serve one frozen base model; every request may name its own ReFT intervention.",
         epilog="Each setting is an environment variable too; the flag wins.",
         allow_abbrev=False,  # a flag that a later version adds must not change what a script's abbreviation means

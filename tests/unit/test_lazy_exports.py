@@ -10,8 +10,11 @@ import pytest
 import reft_interventions
 import reft_interventions.store
 import reft_server.engine
+import reft_server.storage
 
-PACKAGES = pytest.mark.parametrize("package", [reft_interventions, reft_interventions.store, reft_server.engine])
+PACKAGES = pytest.mark.parametrize(
+    "package", [reft_interventions, reft_interventions.store, reft_server.engine, reft_server.storage]
+)
 
 
 @PACKAGES

@@ -18,6 +18,7 @@ from . import durable
 from .blobs import BlobStore, DiskBlobs
 from .catalog import Catalog, CatalogTransaction
 from .condition import PutCondition
+from .copying import CopyReport, StoreParts, copy_versions
 from .layout import StoreLayout
 from .names import check_name, check_version
 from .next_version import make_room, write_next
@@ -248,6 +249,15 @@ class InterventionStore(StoreReader):
             purged = purge(transaction, [stored for stored in tombstones if (stored.deleted_at or 0.0) <= oldest])
         self._remove_files({stored.content_hash for stored in purged})
         return purged
+
+    def copy_to(self, target: InterventionStore) -> CopyReport:
+        """Give another store every version of every namespace of this one; see `copy_versions`.
+
+        Raises:
+            StoreError: either can't be used, or the target has another version of some number.
+        """
+        here, there = (StoreParts(store._catalog, store._blobs) for store in (self, target))
+        return copy_versions(here, there, target.new_temp_path)
 
     def rebuild(self) -> RebuildReport:
         """Read everything again into the catalog's index, and remove files that no version uses.

@@ -56,7 +56,9 @@ def test_command_that_can_not_be_says_why(
     assert words in err
 
 
-def test_address_that_others_reach_needs_a_key_or_insecure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_address_that_others_reach_needs_a_key_or_insecure(
+    capsys: pytest.CaptureFixture[str], restored_logging: None, tmp_path: Path
+) -> None:
     start = ["--host", "0.0.0.0", "--port", "0", "--store-dir", str(tmp_path), "--model", "./no/such/folder"]
     assert cli.main(start) == 2
     assert "or say --insecure" in capsys.readouterr().err
@@ -72,6 +74,8 @@ def test_address_that_others_reach_needs_a_key_or_insecure(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost"])
-def test_own_addresses_need_no_key(capsys: pytest.CaptureFixture[str], tmp_path: Path, host: str) -> None:
+def test_own_addresses_need_no_key(
+    capsys: pytest.CaptureFixture[str], restored_logging: None, tmp_path: Path, host: str
+) -> None:
     assert cli.main(["--host", host, "--port", "0", "--store-dir", str(tmp_path), "--model", "./no/such/folder"]) == 2
     assert "is no folder" in capsys.readouterr().err

@@ -25,6 +25,7 @@ print(*sorted({{"torch", "transformers", "numpy", "gguf", "fastapi"}} & sys.modu
         ("reft_server.cli", ["--version"]),
         ("reft_server.cli", ["keys", "create", "acme"]),
         ("reft_server.cli", ["audit", "export"]),
+        ("reft_server.cli", ["store", "copy", "--help"]),
         ("reft_client.cli", ["--help"]),
     ],
 )
