@@ -32,12 +32,18 @@ def _act(x, act):
 
 
 @triton.jit
+def _weights(address):
+    """Where float32 weights start: at a multiple of 16 bytes (`edit_tables.ALIGNMENT`), so that a load takes four."""
+    return tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 16)
+
+
+@triton.jit
 def _edited(x, table_ptr, entry, columns, mask, width, fields: tl.constexpr, dtype: tl.constexpr):
     """One row `x`, `[BLOCK]` in float32 that `dtype` can hold, after the edit of one table entry; -1 = no edit."""
     address = table_ptr + tl.maximum(entry, 0).to(tl.int64) * fields
-    source = tl.load(address).to(tl.pointer_type(tl.float32))
+    source = _weights(tl.load(address))
     source_bias = tl.load(address + 1).to(tl.pointer_type(tl.float32))
-    up = tl.load(address + 2).to(tl.pointer_type(tl.float32))
+    up = _weights(tl.load(address + 2))
     target = tl.load(address + 3)
     target_bias = tl.load(address + 4)
     rank = tl.where(entry >= 0, tl.load(address + 5), 0).to(tl.int32)
@@ -45,13 +51,14 @@ def _edited(x, table_ptr, entry, columns, mask, width, fields: tl.constexpr, dty
     delta = tl.zeros_like(x)
     for k in range(rank):
         weights = tl.load(source + k * width + columns, mask=mask, other=0.0)
+        up_weights = tl.load(up + k * width + columns, mask=mask, other=0.0)  # under way while the sum is taken
         coefficient = _act(tl.sum(x * weights, axis=0) + tl.load(source_bias + k), act)
         if target != 0:
-            weights = tl.load(target.to(tl.pointer_type(tl.float32)) + k * width + columns, mask=mask, other=0.0)
+            weights = tl.load(_weights(target) + k * width + columns, mask=mask, other=0.0)
             coefficient -= tl.sum(x * weights, axis=0)
         if target_bias != 0:
             coefficient -= tl.load(target_bias.to(tl.pointer_type(tl.float32)) + k)
-        delta += coefficient * tl.load(up + k * width + columns, mask=mask, other=0.0)
+        delta += coefficient * up_weights
     # As the torch path: the delta is rounded to the model's dtype, then added in it. -0 stays -0 where nothing edits.
     edited = (x + delta.to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
     return tl.where(rank > 0, edited, x)
@@ -119,9 +126,9 @@ def edit_tiles_kernel(
     has_row = (rows >= 0)[:, None]
     starts = (tl.maximum(rows, 0).to(tl.int64) * hidden_stride)[:, None]
     address = table_ptr + tl.load(entries_ptr + tile).to(tl.int64) * FIELDS
-    source = tl.load(address).to(tl.pointer_type(tl.float32))
+    source = _weights(tl.load(address))
     source_bias = tl.load(address + 1).to(tl.pointer_type(tl.float32))
-    up = tl.load(address + 2).to(tl.pointer_type(tl.float32))
+    up = _weights(tl.load(address + 2))
     target = tl.load(address + 3)
     target_bias = tl.load(address + 4)
     rank = tl.load(address + 5).to(tl.int32)
@@ -137,7 +144,7 @@ def edit_tiles_kernel(
         visible = has_rank[None, :] & inside[:, None]
         sums += tl.dot(x, tl.load(source + places, mask=visible, other=0.0), input_precision="ieee")
         if target != 0:
-            weights = tl.load(target.to(tl.pointer_type(tl.float32)) + places, mask=visible, other=0.0)
+            weights = tl.load(_weights(target) + places, mask=visible, other=0.0)
             subtracted += tl.dot(x, weights, input_precision="ieee")
     coefficients = _act(sums + tl.load(source_bias + ranks, mask=has_rank, other=0.0)[None, :], tl.load(address + 6))
     coefficients -= subtracted

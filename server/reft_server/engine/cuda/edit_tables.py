@@ -23,6 +23,9 @@ rank, the number of the activation, and a spare."""
 
 ACTS = ("linear", "relu", "gelu", "silu", "tanh", "sigmoid")
 MAX_RANK = 64
+ALIGNMENT = 16
+"""Bytes, of the addresses of source, up and target: the kernels load four values at once."""
+
 TILE_ROWS = 16
 _FEWEST_TILED_ROWS = 32  # of one edit: from as many on its rows share a read of the weights
 
@@ -143,7 +146,8 @@ def _entries(group: EditGroup) -> list[list[int]] | None:
     tensors = [tensor for tensor in (source, bias, edit.up, target, target_bias) if tensor is not None]
     rank = source.shape[0]
     is_plain = all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in tensors)
-    if source.ndim != 2 or not 0 < rank <= MAX_RANK or act not in ACTS or not is_plain:
+    is_aligned = all(one.data_ptr() % ALIGNMENT == 0 for one in (source, edit.up, target) if one is not None)
+    if source.ndim != 2 or not 0 < rank <= MAX_RANK or act not in ACTS or not (is_plain and is_aligned):
         return None
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (source, bias, edit.up, target, target_bias)]
     entry = [*addresses, rank, ACTS.index(act), 0]

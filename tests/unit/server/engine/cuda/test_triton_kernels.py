@@ -245,3 +245,13 @@ def test_rope_and_the_write_of_keys_and_values(has_norms: bool) -> None:
     close(pages.keys[1, 0, 0], rotated[1, 3])
     assert torch.equal(pages.values[2, 0, 7], qkv[0, 48:])
     assert int((pages.keys != 0).any(-1).sum()) == 2  # the third row wrote nothing
+
+
+@pytest.mark.parametrize("name", ["down", "up"])
+def test_weights_that_start_between_two_loads_are_left_to_torch(name: str) -> None:
+    edit = low_rank(2, 16, 1)
+    shifted = rand(33)[1:].view(2, 16)
+    shifted.copy_(getattr(edit, name))
+    tables = build_edit_tables({SITE: [EditGroup(edit.with_tensors({name: shifted}), slice(0, 1))]}, 1, DEVICE)
+    assert not tables.sites
+    assert SITE in build_edit_tables({SITE: [EditGroup(edit, slice(0, 1))]}, 1, DEVICE).sites
