@@ -61,12 +61,20 @@ def edit_tiles(rows: Tensor, tables: EditTables, edits: TileEdits) -> None:
         tables.table,
         rows.shape[1],
         rows.stride(0),
-        FIELDS=NUM_FIELDS,
-        ROWS=TILE_ROWS,
-        RANK=max(triton.next_power_of_2(edits.largest_rank), 16),
-        COLUMNS=64,
-        num_warps=4,
+        **tile_constants(edits.largest_rank),
     )
+
+
+def tile_constants(largest_rank: int) -> dict[str, int]:
+    """Constants of `edit_tiles_kernel`: with four warps rank 64 spills registers on a Hopper GPU."""
+    rank = max(triton.next_power_of_2(largest_rank), 16)
+    return {
+        "FIELDS": NUM_FIELDS,
+        "ROWS": TILE_ROWS,
+        "RANK": rank,
+        "COLUMNS": 64,
+        "num_warps": 8 if rank > 32 else 4,
+    }
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reft_server.engine.cuda import attention_kernels, attention_launch, edit_kernels, rope_kernel
+from reft_server.engine.cuda import attention_kernels, attention_launch, edit_kernels, launch, rope_kernel
 from reft_server.engine.cuda.attention_launch import LARGE_BLOCK, SMALL_BLOCK
 from reft_server.engine.kernels import AttentionShape
 
@@ -64,8 +64,8 @@ def cases() -> Iterator[Case]:
     for num_edits, block, has_more in ((0, 4096, True), (1, 4096, True), (2, 1024, False)):
         flags = {"HAS_BRANCH": has_more, "HAS_NORM": has_more}
         yield Case(edit, {**flags, "NUM_EDITS": num_edits, "FIELDS": 8, "BLOCK": block, "num_warps": 8})
-    for rank in (16, 64):
-        yield Case(edit_kernels.edit_tiles_kernel, {"FIELDS": 8, "ROWS": 16, "RANK": rank, "COLUMNS": 64})
+    for rank in (4, 64):
+        yield Case(edit_kernels.edit_tiles_kernel, launch.tile_constants(rank))
     yield Case(edit_kernels.silu_mul_kernel, {"BLOCK": 2048})
     yield Case(attention_kernels.merge_kernel, {"NUM_SPLITS": 32, "DIM": 128, "DIM_BLOCK": 128})
     for name, shape in SHAPES.items():
