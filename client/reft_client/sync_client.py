@@ -26,7 +26,7 @@ from .types import (
     VersionInfo,
 )
 
-__all__ = ["Interventions", "ReftClient"]
+__all__ = ["ReftClient"]
 
 
 class ReftClient:

@@ -99,7 +99,7 @@ def _fetch_locked(folder: Path) -> Path:
         if folder.exists():  # damaged: `cached_folder` has just refused it
             shutil.rmtree(folder)
         converted.rename(folder)
-    logger.info("model_ready path=%s", folder)
+    logger.info("model_cached path=%s", folder)
     return folder
 
 

@@ -114,6 +114,8 @@ def sweep_verdict(sweep: dict[str, Any]) -> str:
     """The sweep in a sentence."""
     if sweep["best_rate"] is None:
         return "no rate met the objectives"
+    if all(point["is_met"] for point in sweep["points"]):
+        return f"every rate up to {sweep['best_rate']:.3g} requests/s met the objectives: sweep to a higher one"
     return f"highest rate that met the objectives: {sweep['best_rate']:.3g} requests/s; its figures are above"
 
 

@@ -113,7 +113,7 @@ def _import(parsed: argparse.Namespace) -> None:
     console.print(_summary(intervention_set, imported.format))
     for note in imported.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    console.print(f"wrote {output} ({output.stat().st_size} bytes, {content_hash})", markup=False, soft_wrap=True)
+    console.print(f"wrote {output} ({output.stat().st_size:,} bytes, {content_hash})", markup=False, soft_wrap=True)
 
 
 def _named(intervention_set: InterventionSet, name: str) -> InterventionSet:
@@ -146,14 +146,15 @@ def _summary(intervention_set: InterventionSet, format_name: str) -> Table:
         "formulas": ", ".join(sorted({spec.formula for spec in specs})),
         "layers": ", ".join(map(str, sorted({spec.layer for spec in specs}))),
         "components": ", ".join(sorted({spec.component for spec in specs})),
-        "low rank": ", ".join(map(str, sorted({spec.low_rank_dimension for spec in specs}))),
+        "rank": ", ".join(map(str, sorted({spec.low_rank_dimension for spec in specs} - {0}))),
         "positions": ", ".join(sorted({str(spec.positions) for spec in specs})),
-        "weights": f"{intervention_set.num_parameters} numbers in {manifest.num_parameter_groups} groups for "
-        f"{len(specs)} edits",
+        "edits": str(len(specs)),
+        "parameters": f"{intervention_set.num_parameters:,}",
     }
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in rows.items():
-        table.add_row(label, Text(value))
+        if value:
+            table.add_row(label, Text(value))
     return table
 
 

@@ -30,13 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     files = parser.add_argument_group("files")
-    files.add_argument("--model", default=DEFAULT_MODEL, help="local folder, hub id, or the default model's name")
+    files.add_argument("--model", default=DEFAULT_MODEL, help=f"local folder or hub id; default: {DEFAULT_MODEL}")
     files.add_argument("--merge-lora", type=Path, default=None, help="a LoRA folder to merge into the model first")
     files.add_argument("--data", type=Path, required=True, help="JSON lines: prompt and completion, or messages")
     files.add_argument("--eval-data", type=Path, default=None, help="held-out rows, in the same form")
     files.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     files.add_argument("--resume", action="store_true", default=False, help="continue from the output's checkpoint")
-    files.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    files.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default: cpu")
     files.add_argument(
         "--events", type=Path, default=None, help="append the run's progress to this file, as JSON lines"
     )

@@ -13,8 +13,8 @@ import reft_client
 from reft_client import AsyncReftClient, ReftClient
 from reft_client.admin import Admin, AsyncAdmin
 from reft_client.async_interventions import AsyncInterventions
+from reft_client.interventions import Interventions
 from reft_client.routes import AsyncRoutes, Routes
-from reft_client.sync_client import Interventions
 from reft_client.types import InterventionRef
 from tests.unit.client.fakes import CHAT, COMPLETION, MakeClient, answering, error_response
 

@@ -156,6 +156,13 @@ def test_bench_sweep_finds_the_highest_rate(bench: Bench, tmp_path: Path) -> Non
     assert page.read_text().count("against rate</text>") == 3
 
 
+def test_bench_sweep_that_finds_no_limit_says_so(bench: Bench) -> None:
+    run = ("--sweep", "400:800", "--requests", "2", "--slo", "ttft:60s", *SHORT)
+    code, out, _ = bench(StreamServer(), *run)
+    assert code == 0
+    assert "every rate up to 800 requests/s met the objectives: sweep to a higher one" in out
+
+
 def test_bench_sweep_that_never_meets_its_objectives_fails(bench: Bench) -> None:
     run = ("--sweep", "400:800", "--requests", "2", "--slo", "e2e:1us", *SHORT)
     code, out, _ = bench(StreamServer(), *run)

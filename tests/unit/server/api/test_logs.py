@@ -150,7 +150,7 @@ def test_one_record_is_one_line_whatever_it_holds(
 ) -> None:
     configure_logging("info", log_format)
     forged = "x.safetensors\n2026-11-21 00:00:00,000 ERROR forged \x1b[31m\u2028\u202e"
-    logging.getLogger("reft_server.registry").warning("preload_skipped file=%s", forged)
+    logging.getLogger("reft_server.preload").warning("preload_skipped file=%s", forged)
     logging.getLogger("reft_server.x").info("event", extra={"fields": {"key": forged}})
     lines = capsys.readouterr().err.split("\n")
     assert len(lines) == 3
