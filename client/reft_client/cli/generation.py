@@ -90,12 +90,17 @@ def _converse(args: argparse.Namespace, client: ReftClient, terminal: Terminal, 
             return 0
         if command == "/reset":
             del messages[num_system:]
+            terminal.note("(the conversation is forgotten)")
         elif command == "/use":
             try:
                 options["intervention"] = [parse_reference(word) for word in words]
             except argparse.ArgumentTypeError as error:
                 terminal.note(f"reft: {error}")
+            else:
+                terminal.note(f"(the next answer is by {', '.join(words) or 'the base model'})")
         elif command.startswith("/"):
+            if command != "/help":
+                terminal.note(f"reft: there is no command {command}")
             terminal.note(_REPL_HELP)
         elif text:
             _answer(text, client, terminal, messages, options)

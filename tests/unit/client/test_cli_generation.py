@@ -136,6 +136,11 @@ def test_conversation_keeps_its_turns_and_its_interventions(
     code, out, err = run("chat", "--system", "be brief")
     assert code == 0
     assert out.count("ahoy\n") == 3
+    assert err.splitlines()[1:] == [
+        "(the next answer is by pirate*2)",
+        "(the conversation is forgotten)",
+        "(the next answer is by the base model)",
+    ]
     assert "Ctrl-D" in err
     bodies = [json.loads(request.content) for request in server.requests]
     system = {"role": "system", "content": "be brief"}
@@ -159,4 +164,4 @@ def test_conversation_survives_an_error_and_ends_at_end_of_input(
     assert code == 0
     assert "reft: too long\n" in err
     assert "name@version" in err
-    assert "/reset" in err
+    assert "reft: there is no command /what\n/use" in err
