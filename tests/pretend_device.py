@@ -21,7 +21,7 @@ DEVICE = torch.device("meta")
 
 _aten = torch.ops.aten
 _COPIES = frozenset({_aten._to_copy.default, _aten.copy_.default})
-_TAKE_HOST_INDICES = frozenset({_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default})
+_INDEXING = frozenset({_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default})
 
 
 class DeviceError(AssertionError):
@@ -31,6 +31,8 @@ class DeviceError(AssertionError):
 class PretendDevice(TorchDispatchMode):
     """Refuses operations on tensors of the host and of the device together.
 
+    `num_reads` counts how often the host waited for values.
+
     Args:
         is_capturing: as while a graph is recorded: tensors of the host and waiting for values are refused too.
     """
@@ -38,6 +40,7 @@ class PretendDevice(TorchDispatchMode):
     def __init__(self, *, is_capturing: bool = False) -> None:
         super().__init__()
         self._is_capturing = is_capturing
+        self.num_reads = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -51,12 +54,14 @@ class PretendDevice(TorchDispatchMode):
         reads = func is _aten._local_scalar_dense.default or (
             func in _COPIES and on_device and (kwargs.get("device") == torch.device("cpu") or args[0].device != DEVICE)
         )
-        if self._is_capturing and (reads or on_host or func is _aten.nonzero.default):
+        reads_mask = func in _INDEXING and any(one is not None and one.dtype == torch.bool for one in args[1])
+        if self._is_capturing and (reads or reads_mask or on_host or func is _aten.nonzero.default):
             raise DeviceError(f"{func} while a graph is recorded, of tensors on {_devices(tensors)}")
         if reads:
+            self.num_reads += 1
             return _zeros(func, args, kwargs)
         if on_device and on_host and func not in _COPIES:
-            if func in _TAKE_HOST_INDICES and args[0].device == DEVICE:
+            if func in _INDEXING and args[0].device == DEVICE:
                 args = (args[0], [one if one is None else one.to(DEVICE) for one in args[1]], *args[2:])
             elif any(tensor.device != DEVICE and tensor.ndim for tensor in tensors):
                 raise DeviceError(f"{func} of tensors on {_devices(tensors)}")
@@ -64,7 +69,7 @@ class PretendDevice(TorchDispatchMode):
 
 
 @contextmanager
-def pretend_device(*, is_capturing: bool = False) -> Iterator[None]:
+def pretend_device(*, is_capturing: bool = False) -> Iterator[PretendDevice]:
     """Operations and Triton launches as on a GPU; the latter do nothing but look at where their tensors are."""
 
     def launch(executor: GridExecutor, *args: Any, **kwargs: Any) -> None:
@@ -72,8 +77,12 @@ def pretend_device(*, is_capturing: bool = False) -> Iterator[None]:
         if any(tensor.device != DEVICE for tensor in tensors):
             raise DeviceError(f"a kernel got tensors on {_devices(tensors)}")
 
-    with mock.patch.object(GridExecutor, "__call__", launch), PretendDevice(is_capturing=is_capturing):
-        yield
+    with (
+        mock.patch.object(GridExecutor, "__call__", launch),
+        mock.patch("torch.fx.experimental._config.meta_nonzero_assume_all_nonzero", True),  # a mask selects every row
+        PretendDevice(is_capturing=is_capturing) as mode,
+    ):
+        yield mode
 
 
 def _zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reft_interventions.errors import InterventionSelfTestError
 from reft_interventions.folded import FoldedSet
 from reft_server.engine import EngineSettings, build_engine
 from reft_server.engine.batch import build_batch
@@ -19,10 +20,12 @@ from reft_server.engine.edit_plan import EditPlanner
 from reft_server.engine.generic_model import GenericModel
 from reft_server.engine.kernels import TorchKernels
 from reft_server.engine.kv_memory import KVAllocator
+from reft_server.engine.logprobs import pick_logprobs
 from reft_server.engine.packed_model import PackedModel
 from reft_server.engine.paged_cache import make_kv_cache
 from reft_server.engine.sampler import sample
 from reft_server.engine.scheduler import ScheduledChunk
+from reft_server.engine.self_test import run_self_test
 from reft_server.engine.sequence import Sequence
 from reft_server.engine.single import Model
 from reft_server.engine.stream import NullStream
@@ -151,6 +154,26 @@ def test_steps_that_are_launched_ahead_keep_host_and_device_apart(tiny_model: An
     assert model.num_replays == 2
 
 
+def test_reading_logprobs_waits_as_often_for_many_rows_as_for_one() -> None:
+    counts = []
+    for num_rows in (1, 7):
+        with pretend_device() as device:
+            pick_logprobs(torch.zeros(num_rows, 32, device=DEVICE), [1] * num_rows, [3] * num_rows)
+        counts.append(device.num_reads)
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("positions", ["all", "f1+l1"])
+@pytest.mark.parametrize("formula", ["loreft", "dii", "scale_shift"])
+def test_self_tests_keep_host_and_device_apart(formula: str, positions: str, tiny_model: Any, make_set: Any) -> None:
+    """Values are zeros here, so a set seems to change nothing; sources go to the host and come back."""
+    tested = make_set(tiny_model("llama", num_hidden_layers=2), {"formula": formula, "positions": positions}).fold()
+    with pretend_device():
+        model = on_device(tiny_model, "llama", "triton")
+        with pytest.raises(InterventionSelfTestError, match="changes nothing"):
+            run_self_test(model, tested, vocab_size=128, max_model_len=64)
+
+
 @pytest.mark.parametrize("settings", [{"kernels": "triton"}, {"kernels": "torch"}, {"model_path": "generic"}])
 def test_an_engine_is_built_from_a_model_on_a_device(settings: dict[str, Any], tiny_model: Any) -> None:
     """The fingerprint, the rotary table, packed weights and the check against transformers' own logits."""
@@ -181,6 +204,7 @@ def test_tensors_of_the_host_are_refused_among_the_devices(mistake: Callable[[Te
         lambda rows: rows.cpu(),
         lambda rows: rows.copy_(torch.ones(2)),
         lambda rows: rows + torch.tensor(1.0),
+        lambda rows: rows[rows > 0],
         lambda rows: rows[torch.tensor([0])],
     ],
 )
