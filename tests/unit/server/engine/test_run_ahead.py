@@ -124,6 +124,37 @@ def test_a_request_that_needs_the_host_makes_its_steps_wait(make_engine: MakeEng
     assert not launched
 
 
+class SteppedEngine(LocalEngine):
+    """An engine without a thread: the test calls `step`."""
+
+    is_ready = True  # type: ignore[assignment]
+
+
+def test_a_sequence_that_ends_leaves_the_step_that_had_to_wait(make_engine: MakeEngine) -> None:
+    """Chosen together while a step was in flight: one needs the host, the other turns out to have ended."""
+    waits = make_engine(is_ahead=False)
+    scored = request(8, 9, num_logprobs=1)
+    ending, expected = run_all(waits, [request(5, 6, 7), scored])
+    built = make_engine()
+    model = LaunchingOnHost(launching(built)._model)
+    engine = SteppedEngine(model, built.model_info, built._settings, built._sizes)
+
+    async def run() -> list[list[int]]:
+        stops = request(5, 6, 7, stop_token_ids=frozenset(ending[1:2]))
+        tasks = [asyncio.create_task(collect(engine, stops))]
+        await asyncio.sleep(0)
+        engine.step()
+        engine.step()
+        tasks.append(asyncio.create_task(collect(engine, scored)))
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0)
+            engine.step()
+        return [await task for task in tasks]
+
+    assert asyncio.run(run()) == [ending[:2], expected]
+    assert model.log[-1] == ("wait", 1), "the third step was to wait"
+
+
 def test_edits_are_those_of_the_step_that_runs(make_engine: MakeEngine, tiny_model: Any, make_set: Any) -> None:
     sets = [
         make_set(tiny_model("llama"), {"positions": positions}, seed=i).fold()
