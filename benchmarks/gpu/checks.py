@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu.inputs import digits, random_model, random_set, settings, timed
 from benchmarks.gpu.plan import Plan
-from reft_server.engine import build_engine
+from reft_server.engine import GenerationRequest, LocalEngine, SamplingParams, build_engine
 from reft_server.engine.device_pool import DevicePool
 from reft_server.engine.single import run_alone
 
@@ -34,16 +34,17 @@ def exactness(plan: Plan, found: dict[str, Any]) -> None:
     """Largest difference of logits to the float32 reference on the CPU, over a row's spread, in chunks and by token.
 
     Raises:
-        RuntimeError: it is above the tolerance, or a set's copy on the device did not stay what it was.
+        RuntimeError: it is above the tolerance, the engine's answers to requests that run together are others, or a
+            set's copy on the device did not stay what it was.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     sizes = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 256}
     config = {**plan.config, **sizes, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
     reference = random_model(config, torch.float32, torch.device("cpu"))
     served = copy.deepcopy(reference).to(plan.device)
-    caches = {"kv_cache_bytes": 1 << 24, "prefix_cache_bytes": 1 << 24}
+    small = {"kv_cache_bytes": 1 << 24, "prefix_cache_bytes": 1 << 24, "max_num_seqs": plan.num_exactness_requests}
     engines = [
-        build_engine(one, "exactness", settings(plan, kernels=kernels, **caches))
+        build_engine(one, "exactness", settings(plan, kernels=kernels, **small))
         for one, kernels in ((reference, "torch"), (served, "triton"))
     ]
     chunks = plan.exactness_chunks
@@ -60,9 +61,39 @@ def exactness(plan: Plan, found: dict[str, Any]) -> None:
         found[name] = float(((logits[0] - logits[1]).abs().amax(-1) / spread).max())
     if not max(found.values()) <= _TOLERANCE:
         raise RuntimeError(f"the GPU path is not exact, so nothing is measured: {found}")
+    found["wrong answers"] = asyncio.run(num_wrong_answers(plan, *engines))
     found["wrong copies"] = asyncio.run(_num_wrong_copies(plan))
-    if found["wrong copies"]:
-        raise RuntimeError("sets on the device were overwritten while kernels that read them were queued")
+    if found["wrong answers"] or found["wrong copies"]:
+        raise RuntimeError(f"the GPU path is not exact, so nothing is measured: {found}")
+
+
+async def num_wrong_answers(plan: Plan, reference: LocalEngine, served: LocalEngine) -> int:
+    """Of requests that decode together, greedy and drawn, base and edited: whose tokens differ from those alone."""
+    tokens: list[list[tuple[int | None, ...]]] = []
+    for engine in (reference, served):
+        device = engine._model.kv_layout.device
+        requests = [_request(i, plan.num_exactness_tokens, device) for i in range(plan.num_exactness_requests)]
+        engine.start()
+        if engine is reference:
+            tokens.append([await _tokens(engine, one) for one in requests])
+        else:
+            tokens.append(await asyncio.gather(*(_tokens(engine, one) for one in requests)))
+        await engine.stop()
+    return sum(alone != together for alone, together in zip(*tokens, strict=True))
+
+
+def _request(number: int, num_tokens: int, device: torch.device) -> GenerationRequest:
+    prompt = tuple((13 * i + 5 * number + 1) % 256 for i in range(5 + number))
+    sampling = SamplingParams(
+        max_tokens=num_tokens + number, temperature=0.8 * (number % 2), seed=number, ignore_eos=True
+    )
+    positions = (None, "f3+l2", "all")[number % 3]
+    sets = () if positions is None else (random_set(2, 64, positions, seed=number, strength=0.5).to(device),)
+    return GenerationRequest(f"exactness-{number}", prompt, sampling, sets)
+
+
+async def _tokens(engine: LocalEngine, request: GenerationRequest) -> tuple[int | None, ...]:
+    return tuple([output.token_id async for outputs in engine.submit(request) for output in outputs])
 
 
 async def _num_wrong_copies(plan: Plan) -> int:

@@ -24,6 +24,8 @@ class Plan:
     config: dict[str, Any]
     dtype: torch.dtype
     exactness_chunks: tuple[int, ...]
+    num_exactness_requests: int
+    num_exactness_tokens: int
     batch_sizes: tuple[int, ...]
     contexts: tuple[int, ...]
     num_prefill_tokens: int
@@ -87,6 +89,8 @@ def full_plan() -> Plan:
         config=LLAMA_3_1_8B,
         dtype=torch.bfloat16,
         exactness_chunks=(9, 71, 1, 1, 12),
+        num_exactness_requests=16,
+        num_exactness_tokens=24,
         batch_sizes=(1, 8, 32, 128, 256),
         contexts=(512, 1024),
         num_prefill_tokens=8192,
@@ -114,6 +118,8 @@ def dry_plan() -> Plan:
         config=TINY,
         dtype=torch.float32,
         exactness_chunks=(3, 6, 1, 2),
+        num_exactness_requests=3,
+        num_exactness_tokens=2,
         batch_sizes=(2,),
         contexts=(20,),
         num_prefill_tokens=20,

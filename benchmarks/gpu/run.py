@@ -44,7 +44,7 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
 
     recorder = _Recorder(plan, folder)
     recorder.run("ceilings", 20, partial(checks.ceilings, plan))
-    if not recorder.run("exactness", 90, partial(checks.exactness, plan)):
+    if not recorder.run("exactness", 120, partial(checks.exactness, plan)):
         return recorder.result
     serving: list[Serving] = []
 
@@ -52,7 +52,7 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
         serving.append(Serving(plan, recorder.result["ceilings"]))
         found["kernels"] = serving[0].kernels
 
-    if not recorder.run("load", 60, load):
+    if not recorder.run("load", 120, load):
         return recorder.result
     [served] = serving
     baselines = Baselines(plan, served)

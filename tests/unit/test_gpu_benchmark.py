@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.figures import read_result
 from benchmarks.gpu import run as running
+from benchmarks.gpu.checks import num_wrong_answers
+from benchmarks.gpu.inputs import random_model
 from benchmarks.gpu.plan import dry_plan, full_plan
 from benchmarks.gpu.run import UNFINISHED, finish, run
 from benchmarks.gpu.targets import table, verdicts
+from reft_server.engine import EngineSettings, LocalEngine, build_engine
 
 SECTIONS = (
     "ceilings",
@@ -52,6 +58,19 @@ def test_every_section_of_the_gpu_benchmark_runs_and_every_figure_has_its_line(t
     finish(tmp_path)
     assert read_result("gpu", tmp_path) == result
     assert not (tmp_path / UNFINISHED).exists()
+
+
+def test_check_of_answers_tells_an_engine_of_other_weights() -> None:
+    plan = replace(dry_plan(), num_exactness_requests=6)
+    config = {**plan.config, "hidden_size": 64, "vocab_size": 256}
+
+    def make_engine(factor: float) -> LocalEngine:
+        model = random_model(config, torch.float32, plan.device)
+        model.lm_head.weight.mul_(torch.linspace(1.0, factor, 256)[:, None])
+        return build_engine(model, "tiny", EngineSettings(model_path="packed", kernels="torch"))
+
+    assert asyncio.run(num_wrong_answers(plan, make_engine(1.0), make_engine(1.0))) == 0
+    assert asyncio.run(num_wrong_answers(plan, make_engine(1.0), make_engine(2.0))) > 0
 
 
 def make_recorder(folder: Path | None) -> Any:
