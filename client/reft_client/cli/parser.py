@@ -10,9 +10,10 @@ from typing import Any
 
 from ..bench.arguments import bench_options
 from ..connection import DEFAULT_URL
-from . import generation, resources
+from . import generation, server_state
 from .admin import add_admin
 from .grants import add_grants
+from .interventions import add_interventions
 from .plugins import add_plugins
 from .reference import OfIntervention, parse_reference, parse_subspaces
 from .routes import add_routes
@@ -122,10 +123,10 @@ examples:
     _add_interventions(commands)
     add_routes(commands, _add)
     add_admin(commands, _add)
-    _add(commands, "models", "list the models that a request may name", resources.models, "reft models --json")
+    _add(commands, "models", "list the models that a request may name", server_state.models, "reft models --json")
     add_plugins(commands)
     _add_bench(commands)
-    _add(commands, "health", "say whether the server is up and takes requests", resources.health, "reft health")
+    _add(commands, "health", "say whether the server is up and takes requests", server_state.health, "reft health")
     return parser
 
 
@@ -181,57 +182,7 @@ def _add_interventions(commands: Any) -> None:
         description="List, upload, show, download and delete intervention sets.",
     )
     sub = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    every = _add(
-        sub,
-        "list",
-        "list what is stored, the newest version of each",
-        resources.list_all,
-        "reft interventions list\nreft interventions list --label task=style",
-    )
-    every.add_argument("--label", metavar="KEY[=VALUE],...", help="only those that have these labels")
-    upload = _add(
-        sub,
-        "upload",
-        "upload a file; under a name that exists it becomes the next version",
-        resources.upload,
-        "reft interventions upload haiku.safetensors\nreft interventions upload out/final.safetensors --name haiku",
-    )
-    upload.add_argument("file", type=Path)
-    upload.add_argument("--name", help="(default: the file's name without its suffix)")
-    upload.add_argument("--if-match", metavar="HASH", help="only if the newest version has this content hash")
-    upload.add_argument("--must-be-new", action="store_true", help="only if the name has no version")
-    show = _add(
-        sub,
-        "show",
-        "show one version",
-        resources.show,
-        "reft interventions show haiku\nreft interventions show haiku@2",
-    )
-    show.add_argument("name", metavar="NAME[@VERSION]")
-    versions = _add(sub, "versions", "list the versions", resources.versions, "reft interventions versions haiku")
-    versions.add_argument("name", metavar="NAME")
-    for parser in (every, versions):
-        parser.add_argument("--deleted", action="store_true", help="what can be restored, instead of what lives")
-    delete = _add(
-        sub,
-        "delete",
-        "delete one version, or all of them",
-        resources.delete,
-        "reft interventions delete haiku@1\nreft interventions delete haiku --yes",
-    )
-    delete.add_argument("name", metavar="NAME[@VERSION]")
-    delete.add_argument("--yes", action="store_true", help="don't ask")
-    delete.add_argument("--purge", action="store_true", help="for good: nothing of it can be restored")
-    download = _add(
-        sub,
-        "download",
-        "save a version as a file",
-        resources.download,
-        "reft interventions download haiku\nreft interventions download haiku@1 -o old.safetensors",
-    )
-    download.add_argument("name", metavar="NAME[@VERSION]")
-    download.add_argument("-o", "--output", type=Path, metavar="FILE", help="(default: NAME.safetensors)")
-    download.add_argument("--force", action="store_true", help="replace an existing file")
+    add_interventions(sub, _add)
     add_grants(sub, _add)
     add_sets(sub, _add)
 

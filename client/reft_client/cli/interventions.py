@@ -1,20 +1,81 @@
-"""`reft interventions ...`, `reft models` and `reft health`."""
+"""`reft interventions list`, `versions`, `show`, `upload`, `download` and `delete`: sets as a whole."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..errors import InvalidArgumentError
 from ..sync_client import ReftClient
 from ..types import InterventionInfo, InterventionUpload
+from .sets import Add
 from .terminal import Terminal, format_size, format_time
 
-__all__ = ["delete", "download", "health", "list_all", "models", "show", "upload", "versions"]
+__all__ = ["add_interventions"]
 
 
-def list_all(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+def add_interventions(sub: Any, add: Add) -> None:
+    """Add the commands about whole sets to those of `reft interventions`; `add` adds one."""
+    _add_lists(sub, add)
+    upload = add(
+        sub,
+        "upload",
+        "upload a file; under a name that exists it becomes the next version",
+        _upload,
+        "reft interventions upload haiku.safetensors\nreft interventions upload out/final.safetensors --name haiku",
+    )
+    upload.add_argument("file", type=Path)
+    upload.add_argument("--name", help="(default: the file's name without its suffix)")
+    upload.add_argument("--if-match", metavar="HASH", help="only if the newest version has this content hash")
+    upload.add_argument("--must-be-new", action="store_true", help="only if the name has no version")
+    download = add(
+        sub,
+        "download",
+        "save a version as a file",
+        _download,
+        "reft interventions download haiku\nreft interventions download haiku@1 -o old.safetensors",
+    )
+    download.add_argument("name", metavar="NAME[@VERSION]")
+    download.add_argument("-o", "--output", type=Path, metavar="FILE", help="(default: NAME.safetensors)")
+    download.add_argument("--force", action="store_true", help="replace an existing file")
+    delete = add(
+        sub,
+        "delete",
+        "delete one version, or all of them",
+        _delete,
+        "reft interventions delete haiku@1\nreft interventions delete haiku --yes",
+    )
+    delete.add_argument("name", metavar="NAME[@VERSION]")
+    delete.add_argument("--yes", action="store_true", help="don't ask")
+    delete.add_argument("--purge", action="store_true", help="for good: nothing of it can be restored")
+
+
+def _add_lists(sub: Any, add: Add) -> None:
+    every = add(
+        sub,
+        "list",
+        "list what is stored, the newest version of each",
+        _list,
+        "reft interventions list\nreft interventions list --label task=style",
+    )
+    every.add_argument("--label", metavar="KEY[=VALUE],...", help="only those that have these labels")
+    show = add(
+        sub,
+        "show",
+        "show one version",
+        _show,
+        "reft interventions show haiku\nreft interventions show haiku@2",
+    )
+    show.add_argument("name", metavar="NAME[@VERSION]")
+    versions = add(sub, "versions", "list the versions", _versions, "reft interventions versions haiku")
+    versions.add_argument("name", metavar="NAME")
+    for parser in (every, versions):
+        parser.add_argument("--deleted", action="store_true", help="what can be restored, instead of what lives")
+
+
+def _list(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     """`reft interventions list`."""
     answer = client.interventions.list(label=args.label, deleted=args.deleted)
     infos = list(answer.data)
@@ -33,7 +94,7 @@ def list_all(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -
     return 0
 
 
-def versions(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+def _versions(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     """`reft interventions versions`."""
     answer = client.interventions.versions(args.name, deleted=args.deleted)
     if args.json:
@@ -43,7 +104,7 @@ def versions(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -
     return 0
 
 
-def show(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+def _show(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     """`reft interventions show`."""
     info = client.interventions.get(args.name)
     if args.json:
@@ -53,7 +114,7 @@ def show(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> in
     return 0
 
 
-def upload(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+def _upload(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     """`reft interventions upload`."""
     with terminal.progress() as progress:
         task = progress.add_task(args.file.name, total=None)
@@ -72,7 +133,7 @@ def upload(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> 
     return 0
 
 
-def delete(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+def _delete(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     """`reft interventions delete`."""
     if not args.yes:
         if not terminal.stdin.isatty():
@@ -88,7 +149,7 @@ def delete(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> 
     return 0
 
 
-def download(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
+def _download(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     """`reft interventions download`."""
     info = client.interventions.get(args.name)
     path: Path = args.output or Path(f"{Path(info.name).name}.safetensors")
@@ -103,27 +164,6 @@ def download(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -
             on_progress=lambda done, total: progress.update(task, completed=done, total=total or None),
         )
     terminal.answer(info, f"saved {info.name}@{info.version} as {path}", is_json=args.json)
-    return 0
-
-
-def models(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
-    """`reft models`."""
-    answer = client.models()
-    if args.json:
-        terminal.json(answer)
-    else:
-        terminal.table(
-            ("id", "kind", "base model"),
-            [(card.id, "intervention" if card.parent else "base", card.parent or "") for card in answer.data],
-        )
-    return 0
-
-
-def health(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
-    """`reft health`: fails when the server is up but takes no requests."""
-    client.health()
-    answer = client.ready()
-    terminal.answer(answer, f"{client.base_url} is up and takes requests", is_json=args.json)
     return 0
 
 
