@@ -137,4 +137,6 @@ async def _with_source(
         deadline_s=context.settings.request_timeout_s,
     )
     rows = await context.sources.get(folded, request)
-    return folded.with_source(rows, hashlib.sha256(array("q", source).tobytes()).hexdigest())
+    source_hash = hashlib.sha256(array("q", source).tobytes()).hexdigest()
+    # Not here: the rows go to the engine's device, behind the step that runs there.
+    return await asyncio.to_thread(folded.with_source, rows, source_hash)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from reft_interventions.folded import FoldedSet
 from reft_server.errors import EngineOverloadedError, InvalidRequestError
 
 from .copy_stream import CopyStream, copy_stream
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -69,7 +72,15 @@ class DevicePool:
 
     def stage(self, folded: FoldedSet) -> FoldedSet:
         """The set in memory that one copy to the device reads; itself if it is there. For any thread."""
-        return folded if folded.buffer is not None else folded.packed(is_pinned=self._stream.is_pinned)
+        if folded.buffer is not None:
+            return folded
+        try:
+            return folded.packed(is_pinned=self._stream.is_pinned)
+        except RuntimeError as error:
+            if not self._stream.is_pinned:
+                raise
+            logger.warning("no page-locked memory left, copies to the device take longer reason=%s", error)
+            return folded.packed()
 
     async def place(self, sets: Sequence[FoldedSet]) -> tuple[FoldedSet, ...]:
         """The same sets with their weights on the device.

@@ -276,6 +276,24 @@ def test_set_goes_to_the_device_as_one_copy_of_the_buffer_that_it_was_staged_in(
     run(scenario())
 
 
+class NothingPinned(FoldedSet):
+    """A set on a host without page-locked memory."""
+
+    def packed(self, *, is_pinned: bool = False) -> FoldedSet:
+        if is_pinned:
+            raise RuntimeError("CUDA error: out of memory")
+        return super().packed()
+
+
+def test_set_is_staged_in_plain_memory_where_no_page_locked_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    stream = OneByOne()
+    stream.is_pinned = True
+    pool = DevicePool(torch.device("meta"), SET_BYTES, 30.0, stream)
+    staged = pool.stage(NothingPinned(SETS[0].content_hash, SETS[0].interventions))
+    assert staged.buffer is not None
+    assert "no page-locked memory left" in caplog.text
+
+
 def test_thousands_of_sets_stay_within_the_budget_and_leave_in_the_order_of_their_last_use() -> None:
     async def scenario() -> None:
         pool = make_pool(500)

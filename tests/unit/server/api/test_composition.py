@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from starlette.testclient import TestClient
 from transformers import PreTrainedTokenizerFast
 
 from reft_interventions import dumps
+from reft_interventions.folded import FoldedSet
 from reft_server.errors import EngineOverloadedError
 from tests.fakes.engine import FakeEngine
 from tests.intervention_sets import make_set
@@ -114,6 +116,21 @@ def test_a_source_runs_first_and_its_rows_reach_the_edit(uploaded: TestClient, e
         torch.testing.assert_close(delta, 0.5 * (row - hidden) @ rotation @ rotation.T)
     assert answer["intervention"][0]["source_tokens"] == 5
     assert answer["usage"]["prompt_tokens"] == 5
+
+
+def test_rows_of_a_source_go_to_the_device_beside_the_event_loop(
+    uploaded: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_loop: list[bool] = []
+    with_source = FoldedSet.with_source
+
+    def noting(folded: FoldedSet, *arguments: Any) -> FoldedSet:
+        has_loop.append(asyncio._get_running_loop() is not None)
+        return with_source(folded, *arguments)
+
+    monkeypatch.setattr(FoldedSet, "with_source", noting)
+    post(uploaded, das())
+    assert has_loop == [False]
 
 
 def test_sources_run_once_and_no_further_than_needed(uploaded: TestClient, engine: FakeEngine) -> None:
