@@ -143,22 +143,32 @@ def _kernels(model: PreTrainedModel, settings: EngineSettings) -> Callable[[Atte
     if settings.kernels == "torch" or (settings.kernels == "auto" and model.device.type != "cuda"):
         return TorchKernels
     try:
-        from .cuda import TritonKernels, choose_attention  # an import of Triton, which most machines don't have
+        # An import of Triton, which most machines don't have.
+        from .cuda import KernelsUnavailableError, TritonKernels, check_launch, choose_attention
     except ImportError as error:
-        if settings.kernels == "triton":
-            raise ConfigurationError(f"kernels=triton: {error}", param="engine_kernels") from error
-        logger.warning("triton unavailable, torch's kernels serve reason=%s", error)
-        return TorchKernels
+        return _without_triton(settings, error)
     if model.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ConfigurationError(
             "kernels=triton needs device=cuda, or TRITON_INTERPRET=1 to try them slowly", param="engine_kernels"
         )
+
+    try:
+        check_launch(model.device)
+    except KernelsUnavailableError as error:
+        return _without_triton(settings, error)
 
     def make(shape: AttentionShape, rotary: Tensor) -> Kernels[Any]:
         attention = choose_attention(settings.attention, shape, model.dtype, model.device)
         return TritonKernels(shape, rotary, attention)
 
     return make
+
+
+def _without_triton(settings: EngineSettings, error: Exception) -> type[TorchKernels]:
+    if settings.kernels == "triton":
+        raise ConfigurationError(f"kernels=triton: {error}", param="engine_kernels") from error
+    logger.warning("triton unavailable, torch's kernels serve reason=%s", error)
+    return TorchKernels
 
 
 def _is_float32_on_cpu(model: PreTrainedModel) -> bool:

@@ -2,6 +2,7 @@
 
 from .attention import choose_attention
 from .decode_graphs import GraphedModel
+from .launch import KernelsUnavailableError, check_launch
 from .triton_kernels import TritonKernels
 
-__all__ = ["GraphedModel", "TritonKernels", "choose_attention"]
+__all__ = ["GraphedModel", "KernelsUnavailableError", "TritonKernels", "check_launch", "choose_attention"]

@@ -14,6 +14,23 @@ from .edit_kernels import add_edit_norm_kernel, edit_tiles_kernel, silu_mul_kern
 from .edit_tables import NUM_FIELDS, TILE_ROWS, EditTables, RowEdits, TileEdits
 
 
+class KernelsUnavailableError(Exception):
+    """Triton can't compile or launch here; the message says why."""
+
+
+def check_launch(device: torch.device) -> None:
+    """Launch the smallest kernel: that takes a C compiler, Python's headers and a GPU that Triton knows.
+
+    Raises:
+        KernelsUnavailableError: it failed.
+    """
+    try:
+        silu_mul(torch.zeros(1, 2, device=device))
+    except Exception as error:  # a compiler, an assembler, a driver: each fails with types of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise KernelsUnavailableError(f"Triton does not run on {device}: {reason}") from error
+
+
 def is_interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"

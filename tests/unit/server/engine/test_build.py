@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from reft_server.engine import EngineSettings, build_engine
+from reft_server.engine import EngineSettings, build, build_engine
 from reft_server.engine.attention import attend
+from reft_server.engine.cuda import launch
 from reft_server.engine.generic_model import GenericModel
+from reft_server.engine.kernels import TorchKernels
 from reft_server.engine.native_model import NativeModel
 from reft_server.engine.packed_model import PackedModel
 from reft_server.engine.single import run_alone
@@ -96,3 +99,21 @@ def test_smaller_weights_are_close_and_need_the_native_path(weight_dtype: Any, b
     expected = base(input_ids=torch.tensor([[1, 2, 3]])).logits[0, -1]
     difference = (run_alone(model, [1, 2, 3])[0] - expected).abs().max() / (expected.max() - expected.min())
     assert 1e-5 < difference < bound
+
+
+def test_a_gpu_without_a_compiler_gets_torchs_kernels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Triton compiles what it launches kernels with, by the machine's own C compiler."""
+
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError("Failed to find C compiler.\nAnd more.")
+
+    monkeypatch.setattr(launch, "silu_mul", fail)
+    gpu = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)  # there is no such device
+    assert build._kernels(cast(PreTrainedModel, gpu), EngineSettings()) is TorchKernels
+    assert "Failed to find C compiler" in caplog.text
+    with pytest.raises(ConfigurationError, match="cuda:0: Failed to find C compiler") as info:
+        build._kernels(cast(PreTrainedModel, gpu), EngineSettings(kernels="triton"))
+    assert info.value.param == "engine_kernels"
