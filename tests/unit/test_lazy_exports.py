@@ -8,12 +8,22 @@ from types import ModuleType
 import pytest
 
 import reft_interventions
+import reft_interventions.importers
 import reft_interventions.store
+import reft_interventions.training
 import reft_server.engine
 import reft_server.storage
 
 PACKAGES = pytest.mark.parametrize(
-    "package", [reft_interventions, reft_interventions.store, reft_server.engine, reft_server.storage]
+    "package",
+    [
+        reft_interventions,
+        reft_interventions.importers,
+        reft_interventions.store,
+        reft_interventions.training,
+        reft_server.engine,
+        reft_server.storage,
+    ],
 )
 
 

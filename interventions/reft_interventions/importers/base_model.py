@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
-
 from ..errors import InterventionBaseMismatchError, InterventionImportError, TrainingError
 from ..manifest import BaseModelRef
 from ..model_tree import fingerprint
@@ -63,6 +61,8 @@ def num_layers_of(options: ImportOptions) -> int | None:
     is_folder = Path(options.base_model).expanduser().is_dir()
     if not is_folder and options.base_model.lower() != DEFAULT_MODEL:
         return None
+    from transformers import AutoConfig  # takes seconds, and most imports need none
+
     return int(AutoConfig.from_pretrained(locate_model(options.base_model)[0]).get_text_config().num_hidden_layers)
 
 
@@ -71,6 +71,8 @@ def _look_up(name: str) -> BaseModelRef:
         source, model_id = locate_model(name)
     except TrainingError as error:
         raise InterventionImportError(error.message, param="base_model") from error
+    from transformers import AutoConfig, PretrainedConfig
+
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source)
         text = config.get_text_config()
@@ -95,4 +97,6 @@ def _fingerprint(source: str) -> str:
     folder = Path(source)
     if not folder.is_dir() or not any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES):
         return ""
+    from transformers import AutoModelForCausalLM
+
     return fingerprint(AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True))

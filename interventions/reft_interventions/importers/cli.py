@@ -12,7 +12,6 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers.utils import logging as transformers_logging
 
 from ..activations import Activation
 from ..errors import InterventionImportError, ReftError
@@ -159,6 +158,8 @@ def _summary(intervention_set: InterventionSet, format_name: str) -> Table:
 
 
 def _guarded(name: str, run: Callable[[], None]) -> int:
+    from transformers.utils import logging as transformers_logging  # takes seconds: a wrong option is told before
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

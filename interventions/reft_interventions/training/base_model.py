@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import TrainingError
-from ..merging import merge_adapter, merged_model_id
 from ..user_folders import DEFAULT_MODEL, default_cache_dir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def locate_model(name: str) -> tuple[str, str]:
@@ -49,6 +51,10 @@ def load_model(
         TrainingError: it can't be found or loaded.
         AdapterError: `merge_lora` can't be merged into it.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # takes seconds; `locate_model` needs none of it
+
+    from ..merging import merge_adapter, merged_model_id
+
     source, model_id = locate_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)

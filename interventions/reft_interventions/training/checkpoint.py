@@ -22,6 +22,11 @@ _KEY = "reft_training"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
+def checkpoint_path(output: Path) -> Path:
+    """Where the checkpoints of a run with this output lie."""
+    return output.with_name(f"{output.stem}.checkpoint.safetensors")
+
+
 @dataclass
 class Progress:
     """Where a run is. The data order is a function of seed and epoch, so no random state needs keeping.

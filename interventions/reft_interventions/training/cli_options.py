@@ -11,8 +11,7 @@ from typing import Any
 from ..errors import TrainingError
 from ..formulas import FORMULAS
 from ..user_folders import DEFAULT_MODEL
-from .das import INTERCHANGE
-from .options import RECIPES, TrainingOptions
+from .options import INTERCHANGE, RECIPES, TrainingOptions
 
 _OPTION_NAMES = tuple(field.name for field in fields(TrainingOptions))
 

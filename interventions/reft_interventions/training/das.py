@@ -17,9 +17,6 @@ from ..manifest import InterventionSpec
 from .batches import collate, length_order
 from .data import TokenizedExample
 
-INTERCHANGE = "dii"
-"""The formula whose source is a row of another prompt."""
-
 
 def check_sources(examples: Sequence[TokenizedExample], specs: Sequence[InterventionSpec]) -> None:
     """Each row has a source prompt, with as many edited tokens as its own prompt has.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .loss import Evaluation
 from .reporting import Reporter
+
+if TYPE_CHECKING:
+    from .loss import Evaluation
 
 
 class EventLog:

@@ -13,9 +13,10 @@ from ..components import check_component, is_head
 from ..errors import TrainingError
 from ..formulas import FORMULAS
 from ..positions import InterventionPositions, ShortPromptRule
-from .das import INTERCHANGE
 from .subspaces import parse_subspaces
 
+INTERCHANGE = "dii"
+"""The formula whose source is a row of another prompt."""
 Start = Literal["base", "random"]
 Precision = Literal["float32", "bfloat16"]
 _INDICES = re.compile(r"-?\d{1,6}(,-?\d{1,6})*")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from .loss import Evaluation
+if TYPE_CHECKING:
+    from .loss import Evaluation
 
 
 class Reporter(Protocol):

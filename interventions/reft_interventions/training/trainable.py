@@ -17,9 +17,9 @@ from ..manifest import InterventionSpec, Manifest
 from ..positions import Part
 from ..validation import BaseModelSpec
 from .batches import Batch
-from .das import INTERCHANGE, SourceRows, check_sources
+from .das import SourceRows, check_sources
 from .data import TokenizedExample
-from .options import TrainingOptions
+from .options import INTERCHANGE, TrainingOptions
 from .subspaces import delta_by_subspace, num_edited, parse_subspaces
 
 ROTATION = "rotate_layer"

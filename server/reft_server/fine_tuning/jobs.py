@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from reft_client.types import FineTuningEvent
 from reft_interventions.errors import StoreError
 from reft_interventions.store import durable
-from reft_interventions.training.cli import checkpoint_path
+from reft_interventions.training.checkpoint import checkpoint_path
 from reft_server.errors import FineTuningJobNotFoundError
 
 from .records import JobRecord, mend_lines, new_id, read_record, write_record

@@ -11,7 +11,8 @@ from reft_interventions import base_model_spec, load, validate_for_base
 from reft_interventions.errors import InterventionBaseMismatchError, TrainingError
 from reft_interventions.training import RECIPES, TrainingOptions
 from reft_interventions.training.base_model import load_model, locate_model
-from reft_interventions.training.cli import checkpoint_path, main
+from reft_interventions.training.checkpoint import checkpoint_path
+from reft_interventions.training.cli import main
 from reft_interventions.training.cli_options import build_parser, options_from
 from tests.adapters import save_adapter
 
