@@ -38,6 +38,7 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
     """
     from benchmarks.gpu import checks  # after TRITON_INTERPRET is set: these import the kernels
     from benchmarks.gpu.activation import activation
+    from benchmarks.gpu.attention import attention_kernels
     from benchmarks.gpu.baselines import Baselines
     from benchmarks.gpu.edits import edit_kernels
     from benchmarks.gpu.serving import Serving
@@ -63,6 +64,7 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
         "activation": (30, partial(activation, plan, served.engine)),
         "throughput": (150, served.throughput),
         "shared_prefix": (30, served.shared_prefix),
+        "attention_kernels": (30, partial(attention_kernels, plan)),
         "generate": (60, baselines.eager),
         "generate_compiled": (120, baselines.compiled),
     }

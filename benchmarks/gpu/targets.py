@@ -24,7 +24,7 @@ class Verdict:
 
 def verdicts(result: Mapping[str, Any]) -> list[Verdict]:
     """One for each figure that was taken; what failed or was cut has those that came before."""
-    figures = (_decode, _prefill, _throughput, _activation, _shared_prefix, _edits, _generate)
+    figures = (_decode, _prefill, _throughput, _activation, _shared_prefix, _edits, _attention, _generate)
     return [verdict for figure in figures for verdict in figure(result)]
 
 
@@ -89,6 +89,17 @@ def _edits(result: Mapping[str, Any]) -> Iterator[Verdict]:
             target = None if name == "no edit" else 0.60
             figure = f"edit kernel, {name}: share of bandwidth"
             yield _at_least(figure, found["gb_per_s"] / ceiling, target, f" ({found['us']:g} us)")
+
+
+def _attention(result: Mapping[str, Any]) -> Iterator[Verdict]:
+    found, ceilings = result.get("attention_kernels", {}), result.get("ceilings", {})
+    for name, rate in found.get("prompt", {}).items():
+        share = rate["tflops"] / ceilings["bf16_tflops"]
+        figure = f"attention of a prompt, {name}: share of products"
+        yield _at_least(figure, share, None, f" ({rate['tflops']:.0f} TFLOP/s)")
+    for name, rate in found.get("decode", {}).items():
+        share = rate["gb_per_s"] / ceilings["copy_gb_per_s"]
+        yield _at_least(f"attention of a decode step, batch {name}: share of bandwidth", share, None)
 
 
 def _generate(result: Mapping[str, Any]) -> Iterator[Verdict]:

@@ -37,6 +37,7 @@ SECTIONS = (
     "activation",
     "throughput",
     "shared_prefix",
+    "attention_kernels",
     "generate",
     "generate_compiled",
 )
@@ -75,8 +76,8 @@ def test_every_section_of_the_gpu_benchmark_runs_and_every_figure_has_its_line(
     ]
     assert set(result["generate"]) == {"batch 2", "batch 2, hooks"}
     shown = {one.figure for one in verdicts(result)}
-    # 2 of decode steps, 3 of prompts, 4 of kernels, 2 of activation, 2 mixes, 1 prefix, 3 comparisons.
-    assert len(shown) == len(verdicts(result)) == 17
+    # 2 of decode steps, 3 of prompts, 4 and 3 of kernels, 2 of activation, 2 mixes, 1 prefix, 3 comparisons.
+    assert len(shown) == len(verdicts(result)) == 20
     assert json.loads((tmp_path / UNFINISHED).read_text()) == result
     finish(tmp_path)
     assert read_result("gpu", tmp_path) == result
