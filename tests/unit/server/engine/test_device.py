@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import threading
 from typing import Any
 
 import pytest
+import torch
 
 from reft_server.engine import EngineSettings, build, build_engine
+from reft_server.engine import engine as engine_module
 from reft_server.engine.device import CacheSizes, DeviceMemory, cache_sizes
 from reft_server.errors import ConfigurationError
 
@@ -62,3 +66,18 @@ def test_an_engine_takes_its_sizes_from_the_device(tiny_model: Any, monkeypatch:
     engine = build_engine(copy.deepcopy(tiny_model("llama")), "tiny", EngineSettings(max_num_seqs=3))
     assert num_runs == [1]  # a step with edits, and a choice of three tokens
     assert engine._kv_cache.budget_bytes == pytest.approx((20 - 1 - 4) / 3 * 2 * (1 << 20), abs=8)
+
+
+def test_the_thread_that_launches_is_on_the_models_gpu(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that builds the engine, then the engine's own: Triton launches on a thread's current device."""
+    chosen: list[tuple[str, torch.device]] = []
+
+    def note(device: torch.device) -> None:
+        chosen.append((threading.current_thread().name, device))
+
+    for module in (build, engine_module):
+        monkeypatch.setattr(module, "use_device", note)
+    engine = build_engine(copy.deepcopy(tiny_model("llama")), "tiny", EngineSettings(kv_cache_bytes=1 << 20))
+    engine.start()
+    asyncio.run(engine.stop())
+    assert chosen == [(name, torch.device("cpu")) for name in (threading.current_thread().name, "reft-engine")]
