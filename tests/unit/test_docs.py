@@ -91,7 +91,8 @@ def test_docs_metrics_have_exactly_the_registrys() -> None:
     assert set(rows) == registered
 
 
-def test_readme_lists_exactly_the_routes() -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_pages_list_exactly_the_routes(page: str) -> None:
     served = {
         (method, re.sub(r":\w+\}", "}", route.path))
         for module in ROUTE_MODULES
@@ -99,9 +100,10 @@ def test_readme_lists_exactly_the_routes() -> None:
         for method in route.methods
     }
     listed = set()
-    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         method = None
-        for word in re.findall(r"`([^`]+)`", line.split("|")[1] if line.startswith("| `") else ""):
+        is_row = re.match(r"\| `(GET|POST|PUT|PATCH|DELETE) ", line)
+        for word in re.findall(r"`([^`]+)`", line.split("|")[1] if is_row else ""):
             *verb, path = word.partition("?")[0].split(" ")
             method = verb[0] if verb else method
             if method:
