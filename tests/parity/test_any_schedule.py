@@ -271,10 +271,11 @@ def test_any_schedule_gives_the_reference(
     monkeypatch.setattr("reft_server.engine.shared_prefixes._FEWEST_BLOCKS", 2)  # prompts here have up to six
     comparison, seen = Comparison(), Counter[str]()
     parts = {"model": tiny_model("llama"), "make_set": staticmethod(make_set), "path": path}
+    bounded = BOUNDED if path != "launching" else settings(BOUNDED, max_examples=12)
     scenario = type("Scenario", (AnySchedule,), {**parts, "comparison": comparison, "seen": seen})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         scenario,
-        settings=settings() if settings.get_current_profile_name() == "long" else BOUNDED,
+        settings=settings() if settings.get_current_profile_name() == "long" else bounded,
     )
     comparison.verdict()
     assert all(seen.values()), f"too tame to prove anything: {seen}"
