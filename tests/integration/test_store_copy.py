@@ -162,3 +162,9 @@ def test_copy_command_says_what_it_copied(place: OpenPlace, tmp_path: Path, caps
     assert cli.main(command) == 2
     assert "is not empty: copy into a new database" in capsys.readouterr().err
     assert place("new")[0].namespace("acme").resolve("haiku").version == 3
+
+
+def test_copy_command_needs_a_place_to_copy_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "copy", "--store-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "reft-serve: Say where to copy it: --to-store-dir, --to-database-url.\n"
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from reft_server.config import Settings
+from reft_server.errors import ConfigurationError
 from reft_server.tenants import TenantDirectory
 from reft_server.tenants.command import add_store_options, end_well, settings_of
 
@@ -45,6 +46,8 @@ def _copy(options: argparse.Namespace) -> None:
             "blob_url": options.to_blob_url,
         }
     )
+    if target == source:
+        raise ConfigurationError("Say where to copy it: --to-store-dir, --to-database-url.", param="to_store_dir")
     with ExitStack() as stack:
         report = copy_everything(_open(source, stack), _open(target, stack))
     sys.stderr.write(f"copied: {report.num_versions} versions, {report.num_files} files, and the tenants' database\n")
