@@ -12,12 +12,22 @@ import triton.language as tl
 
 
 @triton.jit
+def _pages(table_ptr, places, length, PAGE: tl.constexpr):  # noqa: N803
+    """The pages of positions; 0 behind the last key, where nothing is read.
+
+    They are asked for one turn ahead: in their own turn the compiler would take them through shared memory, each thread
+    its own copy, and K and V would wait for them.
+    """
+    return tl.load(table_ptr + places // PAGE, mask=places < length, other=0)
+
+
+@triton.jit
 def _attend_to(
     query,  # [ROWS, DIM_BLOCK]
-    places,  # [KEYS]: positions of keys
-    exists,  # [KEYS]: whether they may be read
-    visible,  # [ROWS, KEYS] or what broadcasts to it; read where MASKED
-    table_ptr,  # the sequence's pages
+    pages,  # [KEYS], int32: of the keys
+    places,  # [KEYS]: their positions
+    exists,  # [KEYS]: whether they may be read; used where MASKED
+    visible,  # [ROWS, KEYS] or what broadcasts to it; used where MASKED
     keys_ptr,
     values_ptr,
     kv_head,
@@ -34,11 +44,7 @@ def _attend_to(
 ):
     """One turn of the online softmax: KEYS keys and their values. Gives `largest, total, out`."""
     dims = tl.arange(0, DIM_BLOCK)
-    if MASKED:
-        pages = tl.load(table_ptr + places // PAGE, mask=exists, other=0).to(tl.int64)
-    else:
-        pages = tl.load(table_ptr + places // PAGE).to(tl.int64)
-    offsets = (pages * NUM_KV_HEADS + kv_head) * (PAGE * DIM) + (places % PAGE) * DIM
+    offsets = (pages.to(tl.int64) * NUM_KV_HEADS + kv_head) * (PAGE * DIM) + (places % PAGE) * DIM
     cells = offsets[:, None] + dims[None, :]
     if MASKED:
         shown = exists[:, None] & (dims < DIM)[None, :]
@@ -110,18 +116,21 @@ def decode_kernel(
     largest = tl.full([GROUP_BLOCK], -1.0e30, tl.float32)
     total = tl.zeros([GROUP_BLOCK], tl.float32)
     out = tl.zeros([GROUP_BLOCK, DIM_BLOCK], tl.float32)
+    table_ptr = tables_ptr + row * max_pages
+    pages = _pages(table_ptr, first + tl.arange(0, KEYS), last, PAGE)
     for start in range(first, last, KEYS):
         places = start + tl.arange(0, KEYS)
+        next_pages = _pages(table_ptr, places + KEYS, last, PAGE)
         exists = places < last
         visible = exists
         if window > 0:
             visible = exists & (places >= length - window)
         largest, total, out = _attend_to(
             query,
+            pages,
             places,
             exists,
             visible[None, :],
-            tables_ptr + row * max_pages,
             keys_ptr,
             values_ptr,
             kv_head,
@@ -136,6 +145,7 @@ def decode_kernel(
             DIM_BLOCK,
             DOT,
         )
+        pages = next_pages
     if NUM_SPLITS == 1:
         out = out / tl.where(total > 0.0, total, 1.0)[:, None]
         tl.store(out_ptr + heads[:, None] * DIM + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
@@ -219,14 +229,16 @@ def prefill_kernel(
     if window > 0:
         begin = tl.maximum(first_position + 1 - window, 0) // KEYS * KEYS
         full = begin
+    pages = _pages(table_ptr, begin + tl.arange(0, KEYS), length, PAGE)
     for start in range(begin, full, KEYS):
         places = start + tl.arange(0, KEYS)
+        next_pages = _pages(table_ptr, places + KEYS, length, PAGE)
         largest, total, out = _attend_to(
             query,
+            pages,
             places,
             places,
             places,
-            table_ptr,
             keys_ptr,
             values_ptr,
             kv_head,
@@ -241,18 +253,20 @@ def prefill_kernel(
             DIM_BLOCK,
             DOT,
         )
+        pages = next_pages
     for start in range(full, length, KEYS):
         places = start + tl.arange(0, KEYS)
+        next_pages = _pages(table_ptr, places + KEYS, length, PAGE)
         exists = places < length
         visible = exists[None, :] & (places[None, :] <= positions[:, None])
         if window > 0:
             visible = visible & (places[None, :] > positions[:, None] - window)
         largest, total, out = _attend_to(
             query,
+            pages,
             places,
             exists,
             visible,
-            table_ptr,
             keys_ptr,
             values_ptr,
             kv_head,
@@ -267,5 +281,6 @@ def prefill_kernel(
             DIM_BLOCK,
             DOT,
         )
+        pages = next_pages
     out = out / tl.where(total > 0.0, total, 1.0)[:, None]
     tl.store(out_ptr + rows[:, None] + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)

@@ -34,11 +34,14 @@ class PrefillBlock:
     num_queries: int
     num_keys: int
     num_warps: int
+    num_stages: int
 
 
-LARGE_BLOCK = PrefillBlock(128, 128, 8)  # reads K and V half as often as 64 queries, rescales half as often as 64 keys
-LARGE_BLOCK_BYTES = 200 << 10  # of shared memory: a Hopper GPU or one after it; the block takes 161 KiB
-SMALL_BLOCK = PrefillBlock(64, 64, 4)
+LARGE_BLOCK = PrefillBlock(128, 64, 8, 3)  # reads K and V half as often as 64 queries do
+LARGE_BLOCK_BYTES = 200 << 10  # of shared memory: Hopper and later. It takes 128 KiB, but spills on an A100, with 163
+SMALL_BLOCK = PrefillBlock(64, 64, 4, 2)
+WIDE_BLOCK = PrefillBlock(64, 32, 8, 2)  # for rows of 256 values
+FLOAT32_BLOCK = PrefillBlock(32, 16, 8, 3)  # without tensor cores: larger ones spill
 
 
 @dataclass(frozen=True)
@@ -179,11 +182,11 @@ def prefill_tiles(chunks: list[tuple[int, int, int]], num_queries: int) -> list[
 def prefill_block(dtype: torch.dtype, head_dim: int, device: torch.device) -> PrefillBlock:
     """The largest that spills no registers and fits the device's shared memory; a test compiles them."""
     if is_interpreted():
-        return PrefillBlock(64, 64, 4)
+        return SMALL_BLOCK
     if dtype == torch.float32:
-        return PrefillBlock(32, 32, 4)
+        return FLOAT32_BLOCK
     if head_dim > 128:
-        return PrefillBlock(64, 32, 8)
+        return WIDE_BLOCK
     properties: Any = torch.cuda.get_device_properties(device)
     return LARGE_BLOCK if properties.shared_memory_per_block_optin >= LARGE_BLOCK_BYTES else SMALL_BLOCK
 
@@ -202,13 +205,13 @@ def rope_constants(shape: AttentionShape) -> dict[str, Any]:
 
 
 def decode_constants(shape: AttentionShape, dtype: torch.dtype) -> dict[str, Any]:
-    """Of five stages two are for pages, whose loads come before those of K and V: two turns' K and V are under way."""
+    """With three stages two turns' K and V are under way."""
     group = shape.num_heads // shape.num_kv_heads
     return {
         "GROUP_BLOCK": max(triton.next_power_of_2(group), 16),
         "KEYS": 64 if dtype != torch.float32 and shape.head_dim <= 128 else 32,
         "num_warps": 4,
-        "num_stages": 5,
+        "num_stages": 3,
         **_page_constants(shape, dtype),
     }
 
@@ -218,7 +221,7 @@ def prefill_constants(shape: AttentionShape, dtype: torch.dtype, block: PrefillB
         "QUERIES": block.num_queries,
         "KEYS": block.num_keys,
         "num_warps": block.num_warps,
-        "num_stages": 3,
+        "num_stages": block.num_stages,
         **_page_constants(shape, dtype),
     }
 

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from reft_server.engine.cuda import attention_kernels, attention_launch, edit_kernels, launch, rope_kernel
-from reft_server.engine.cuda.attention_launch import LARGE_BLOCK, SMALL_BLOCK
+from reft_server.engine.cuda.attention_launch import FLOAT32_BLOCK, LARGE_BLOCK, SMALL_BLOCK
 from reft_server.engine.kernels import AttentionShape
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -69,13 +69,16 @@ def cases() -> Iterator[Case]:
     yield Case(edit_kernels.silu_mul_kernel, {"BLOCK": 2048})
     yield Case(attention_kernels.merge_kernel, {"NUM_SPLITS": 32, "DIM": 128, "DIM_BLOCK": 128})
     for name, shape in SHAPES.items():
-        float32 = attention_launch.prefill_block(torch.float32, shape.head_dim, torch.device("cuda"))
         rope = {"HAS_NORM": name == "llama-3.1-8b", **attention_launch.rope_constants(shape)}
         yield Case(rope_kernel.rope_write_kernel, rope, name)
         for dtype, num_splits in ((torch.bfloat16, 1), (torch.bfloat16, 16), (torch.float32, 1)):
             constants = attention_launch.decode_constants(shape, dtype)
             yield Case(attention_kernels.decode_kernel, {"NUM_SPLITS": num_splits, **constants}, name, dtype)
-        for dtype, block in ((torch.bfloat16, LARGE_BLOCK), (torch.bfloat16, SMALL_BLOCK), (torch.float32, float32)):
+        for dtype, block in (
+            (torch.bfloat16, LARGE_BLOCK),
+            (torch.bfloat16, SMALL_BLOCK),
+            (torch.float32, FLOAT32_BLOCK),
+        ):
             constants = attention_launch.prefill_constants(shape, dtype, block)
             yield Case(attention_kernels.prefill_kernel, constants, name, dtype)
 

@@ -45,7 +45,8 @@ def test_attention_reads_and_multiplies_as_wide_as_it_can(compiled: list[dict[st
     """K, V, queries and values in pieces of 16 bytes; what is narrower are pages and one row's cosines."""
     for one in compiled:
         if one["kernel"] in ("decode_kernel", "prefill_kernel"):
-            turns = 3 if one["kernel"] == "decode_kernel" else 4  # two stages ahead and one; two loops with one each
+            num_loops = 1 if one["kernel"] == "decode_kernel" else 2
+            turns = num_loops * one["constants"]["num_stages"]  # what is asked for before a loop, and in it
             keys = one["constants"]["KEYS"] * one["constants"]["DIM"] * (4 if one["dtype"] == "float32" else 2)
             threads = 32 * one["constants"]["num_warps"]
             assert count(one, "LDGSTS.E.BYPASS.128") == turns * 2 * keys // 16 // threads, one

@@ -13,7 +13,7 @@ from reft_interventions.folding import ActLowRankEdit, LowRankEdit
 from reft_interventions.ops import EditGroup
 from reft_interventions.tensor_edit import TensorEdit
 from reft_server.engine.cuda import attention_launch, launch
-from reft_server.engine.cuda.attention_launch import PrefillBlock
+from reft_server.engine.cuda.attention_launch import FLOAT32_BLOCK, SMALL_BLOCK, PrefillBlock
 from reft_server.engine.cuda.edit_tables import ACTS, RowEdits, TileEdits, build_edit_tables
 from reft_server.engine.kernels import AttentionLayer, AttentionShape, Norm
 
@@ -194,7 +194,7 @@ def test_decode_attention_over_pages(
 
 
 @pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("block", [PrefillBlock(64, 64, 4), PrefillBlock(32, 16, 4)])
+@pytest.mark.parametrize("block", [SMALL_BLOCK, FLOAT32_BLOCK])
 @pytest.mark.parametrize("dim", [16, 24])
 def test_prefill_attention_over_pages(window: int | None, block: PrefillBlock, dim: int) -> None:
     """Turns that all rows of a tile see, turns that some see, tiles that are cut, and rows of nobody."""
