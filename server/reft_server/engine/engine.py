@@ -7,8 +7,6 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import replace
 
 import torch
@@ -19,6 +17,7 @@ from reft_server.errors import EngineDeadError, EngineOverloadedError, ReftError
 from .checks import check_runs
 from .device import CacheSizes, use_device
 from .edit_plan import EditPlanner
+from .jobs import Jobs
 from .kv_memory import KVAllocator
 from .paged_cache import make_kv_cache
 from .placement import Placement
@@ -58,8 +57,7 @@ class LocalEngine:
         self._sizes = sizes
         self._wake = threading.Condition()
         self._inbox: deque[Sequence] = deque()
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._job_futures: set[Future[SelfTestReport]] = set()
+        self._jobs: Jobs[SelfTestReport] = Jobs()
         self._thread: threading.Thread | None = None
         self._watchdog = Watchdog(settings.max_step_time_s, self._on_hang)
         self._is_stopping = False
@@ -101,7 +99,11 @@ class LocalEngine:
 
     async def self_test(self, folded: FoldedSet) -> SelfTestReport:
         info = self.model_info
-        return await self._run_job(lambda: run_self_test(self._model, folded, info.vocab_size, info.max_model_len))
+        with self._wake:
+            self._check_ready()
+            report = self._jobs.add(lambda: run_self_test(self._model, folded, info.vocab_size, info.max_model_len))
+            self._wake.notify()
+        return await asyncio.wrap_future(report)
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -133,41 +135,15 @@ class LocalEngine:
             await asyncio.to_thread(self._thread.join)
             await asyncio.to_thread(self._watchdog.stop)
 
-    async def _run_job(self, function: Callable[[], SelfTestReport]) -> SelfTestReport:
-        """Run a function in the engine's thread, between two steps."""
-        future: Future[SelfTestReport] = Future()
-
-        def job() -> None:
-            try:
-                report = function()
-            except Exception as error:  # noqa: BLE001 - handed to the waiting caller
-                if not future.done():
-                    future.set_exception(error)
-            else:
-                if not future.done():
-                    future.set_result(report)
-
-        with self._wake:
-            self._check_ready()
-            self._jobs.append(job)
-            self._job_futures.add(future)
-            self._wake.notify()
-        try:
-            return await asyncio.wrap_future(future)
-        finally:
-            self._job_futures.discard(future)
-
     def _on_hang(self) -> None:
         """Tell every client now: the step may never end, and then nothing else would. Runs in the watchdog's thread."""
         error = EngineDeadError("the engine hangs in a step; try again once /ready answers 200")
         with self._wake:
             sequences = [*self._scheduler.running, *self._scheduler.waiting, *self._inbox]
-            futures = [one for one in self._job_futures if not one.done()]
+            self._jobs.fail(error)
         publish((one.stream, [TokenOutput(None, finish_reason="error", error=error)]) for one in sequences)
         for sequence in sequences:
             sequence.stream.cancel()  # it leaves if the step ever ends
-        for future in futures:
-            future.set_exception(error)
 
     def bound_queue(self, max_len: int, max_time_s: float) -> None:
         """Change the limits of the queue, from the next step on; those that wait already are not excepted."""
@@ -212,7 +188,7 @@ class LocalEngine:
                 self._fail_all(EngineDeadError("the engine failed and was restarted; send the request again"))
                 self._wait_until_model_runs()
         self._fail_all(EngineDeadError("the server is shutting down"))
-        for job in self._jobs:
+        for job in self._jobs.take():
             job()
 
     def step(self) -> bool:
@@ -241,9 +217,8 @@ class LocalEngine:
     def _take_in(self) -> None:
         """New requests, jobs, cancellations and queue-time limits."""
         with self._wake:
-            arrived, jobs = list(self._inbox), list(self._jobs)
+            arrived, jobs = list(self._inbox), self._jobs.take()
             self._inbox.clear()
-            self._jobs.clear()
             has_cancelled, self._has_cancelled = self._has_cancelled, False
             for sequence in arrived:
                 self._scheduler.add(sequence)
@@ -287,10 +262,8 @@ class LocalEngine:
         delay_s = _FIRST_TRIAL_AFTER_S
         while self._is_restarting and not self._is_stopping:
             with self._wake:
-                self._jobs.clear()
-                for future in [*self._job_futures]:
-                    if not future.done():
-                        future.set_exception(EngineDeadError("the engine's model does not run; see the server's log"))
+                self._jobs.take()
+                self._jobs.fail(EngineDeadError("the engine's model does not run; see the server's log"))
                 self._wake.wait_for(lambda: self._is_stopping, delay_s)
             self._is_restarting = not self._try_restart()
             delay_s = min(2 * delay_s, _MAX_TIME_BETWEEN_TRIALS_S)
