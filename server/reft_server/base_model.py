@@ -56,13 +56,14 @@ def load_base_model(settings: Settings) -> BaseModel:
     """
     location = locate_model(settings)
     device = _device(settings.device)
-    logger.info("model_load path=%s dtype=%s device=%s", location.path, settings.dtype, device)
+    dtype = _dtype(settings.dtype, device)
+    logger.info("model_load path=%s dtype=%s device=%s", location.path, dtype, device)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(location.path, local_files_only=True)
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 location.path,
-                dtype=getattr(torch, settings.dtype),
+                dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
                 # Weights are read straight to a GPU: the host never holds them all.
@@ -77,6 +78,14 @@ def load_base_model(settings: Settings) -> BaseModel:
     if settings.merge_lora is not None:
         model, model_id = merge_adapter(model, settings.merge_lora), merged_model_id(model_id, settings.merge_lora)
     return BaseModel(model=model, tokenizer=tokenizer, model_id=model_id, path=location.path)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    """What transformers is told: "auto" is the checkpoint's own type, which a CPU computes slowly in 16 bits."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    return torch.float32 if device.type == "cpu" else "auto"
 
 
 def _device(name: str) -> torch.device:

@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Folder that keeps the fetched default model."
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Data type of the base model.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Data type of the base model; auto = float32 on a CPU, the checkpoint's own on a GPU."
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",

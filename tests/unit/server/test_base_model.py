@@ -288,8 +288,19 @@ def test_load_reads_weights_straight_to_a_gpu_that_is_there(monkeypatch: pytest.
             load_base_model(load_settings({"model": str(tmp_path), "device": device}))
     gpus = [torch.device("cuda", index) for index in (0, 0, 1)]
     assert [one["device_map"] for one in asked] == [None, *({"": gpu} for gpu in gpus)]
+    assert [one["dtype"] for one in asked] == [torch.float32, "auto", "auto", "auto"]
     with pytest.raises(ModelUnavailableError, match="2 CUDA GPU"):
         load_base_model(load_settings({"model": str(tmp_path), "device": "cuda:2"}))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_load_computes_in_float32_on_a_cpu_unless_told(
+    tiny_model: Any, tmp_path: Path, dtype: str, expected: torch.dtype
+) -> None:
+    copy.deepcopy(tiny_model("llama")).to(torch.bfloat16).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    loaded = load_base_model(load_settings({"model": str(tmp_path), "device": "cpu", "dtype": dtype}))
+    assert loaded.model.dtype == expected
 
 
 def test_load_merges_a_lora_and_names_it(tiny_model: Any, tmp_path: Path) -> None:
