@@ -6,6 +6,7 @@ do alone, in a CUDA graph: the same functions over all rows, with nothing read b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -95,7 +96,16 @@ def sample(logits: Tensor, sequences: tuple[Sequence, ...]) -> list[SampledToken
         logits: `[num_rows, vocab_size]`; rows that have a `logits_processor` change.
         sequences: one per row.
     """
-    logits = logits.float()
+    uniforms = {row: one.random.random() for row, one in enumerate(sequences) if one.sampling.temperature > 0}
+    try:
+        return _sample(logits.float(), sequences, uniforms)
+    except Exception:
+        for row, number in reversed(uniforms.items()):  # the step is run again
+            sequences[row].random.give_back(number)
+        raise
+
+
+def _sample(logits: Tensor, sequences: tuple[Sequence, ...], uniforms: Mapping[int, float]) -> list[SampledToken]:
     largest, chosen = _largest(logits)  # NaN counts as the largest, so it shows here
     is_finite = torch.isfinite(largest).tolist()
     with_logprobs = [i for i, s in enumerate(sequences) if s.sampling.num_logprobs is not None and is_finite[i]]
@@ -104,9 +114,10 @@ def sample(logits: Tensor, sequences: tuple[Sequence, ...]) -> list[SampledToken
         if sequence.logits_processor is not None and is_finite[row]:
             sequence.logits_processor(logits[row], sequence.token_ids)
             chosen[row] = logits[row].argmax()
-    random_rows = [i for i, s in enumerate(sequences) if s.sampling.temperature > 0 and is_finite[i]]
+    random_rows = [row for row in uniforms if is_finite[row]]
     if random_rows:
-        chosen[random_rows] = _draw(logits[random_rows], [sequences[i] for i in random_rows])
+        drawn = [(sequences[row].sampling, uniforms[row]) for row in random_rows]
+        chosen[random_rows] = _draw(logits[random_rows], drawn)
     token_ids: list[int] = chosen.tolist()
     found: dict[int, Logprobs] = {}
     if logprobs is not None:
@@ -160,15 +171,15 @@ def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(1, chosen[:, None])[:, 0], chosen
 
 
-def _draw(logits: Tensor, sequences: SequenceOf[Sequence]) -> Tensor:
-    """Token ids, `[num_rows]`."""
+def _draw(logits: Tensor, rows: SequenceOf[tuple[SamplingParams, float]]) -> Tensor:
+    """Token ids, `[num_rows]`, by each row's settings and random number."""
     vocab_size, device = logits.shape[-1], logits.device
-    values = [DrawSettings.values(s.sampling, s.random.random(), vocab_size) for s in sequences]
+    values = [DrawSettings.values(sampling, uniform, vocab_size) for sampling, uniform in rows]
     settings = DrawSettings.unpack(torch.tensor(values, dtype=torch.float64, device=device).t())
     probabilities = _probabilities(logits, settings.temperature)
-    out = torch.empty(len(sequences), dtype=torch.int64, device=device)
-    truncated = [i for i, s in enumerate(sequences) if is_truncated(s.sampling, vocab_size)]
-    plain = [i for i, s in enumerate(sequences) if not is_truncated(s.sampling, vocab_size)]
+    out = torch.empty(len(rows), dtype=torch.int64, device=device)
+    truncated = [i for i, (sampling, _) in enumerate(rows) if is_truncated(sampling, vocab_size)]
+    plain = [i for i, (sampling, _) in enumerate(rows) if not is_truncated(sampling, vocab_size)]
     if plain:
         out[plain] = _invert(probabilities[plain], settings.uniform[plain])
     num_candidates = NUM_CANDIDATES

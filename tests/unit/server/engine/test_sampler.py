@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from reft_server.engine import sampler
 from reft_server.engine.sampler import sample
 from reft_server.engine.sequence import Sequence
 from reft_server.engine.stream import NullStream
@@ -88,6 +89,19 @@ def test_row_draws_the_same_in_any_company() -> None:
     for i, one in enumerate(settings):
         alone = sample(logits[i : i + 1].clone(), (sequence(seed=i, **one),))[0]
         assert alone == together[i]
+
+
+def test_a_choice_that_fails_uses_up_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its step is run again, and a seed must give what it gives without the failure."""
+    logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(3))
+    rows, fresh = ([sequence(temperature=2.0, top_p=p, seed=9, num_logprobs=1) for p in (0.9, 1.0)] for _ in range(2))
+    for place in ("_invert", "pick_logprobs"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sampler, place, lambda *_: torch.zeros(1 << 60))
+            with pytest.raises(RuntimeError):
+                sample(logits[[0, 1, 0]], (*rows, rows[0]))
+    for _ in range(3):
+        assert sample(logits, tuple(rows)) == sample(logits, tuple(fresh))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
