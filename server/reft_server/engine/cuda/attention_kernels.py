@@ -76,13 +76,13 @@ def decode_kernel(
     values_ptr,  # pages
     tables_ptr,  # [num_rows, max_pages], int32
     lengths_ptr,  # [num_rows], int32: keys of a row; 0 = padding
-    out_ptr,  # out: [num_rows, num_heads, DIM]; written where NUM_SPLITS is 1, else the next two are
-    partial_ptr,  # out: [num_rows, num_heads, NUM_SPLITS, DIM], float32; nothing where a split has no keys
-    stats_ptr,  # out: [num_rows, num_heads, NUM_SPLITS, 2], float32: largest score, sum of exponentials
+    out_ptr,  # out: [num_rows, num_heads, DIM]; the next two are written instead where IS_SPLIT
+    partial_ptr,  # out: [num_rows, num_heads, num_splits, DIM], float32; nothing where a split has no keys
+    stats_ptr,  # out: [num_rows, num_heads, num_splits, 2], float32: largest score, sum of exponentials
     scale,  # of the scores, times log2(e)
     max_pages,
     window,  # 0 = none
-    NUM_SPLITS: tl.constexpr,  # noqa: N803
+    IS_SPLIT: tl.constexpr,  # noqa: N803 - False: there is one split
     GROUP: tl.constexpr,  # noqa: N803 - query heads of a KV head
     GROUP_BLOCK: tl.constexpr,  # noqa: N803 - GROUP rounded up to at least 16, which `tl.dot` needs
     NUM_KV_HEADS: tl.constexpr,  # noqa: N803
@@ -100,12 +100,13 @@ def decode_kernel(
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
+    num_splits = tl.num_programs(2)
     length = tl.load(lengths_ptr + row)
     begin = 0
     if window > 0:
         begin = tl.maximum(length - window, 0) // KEYS * KEYS
     turns = (length - begin + KEYS - 1) // KEYS
-    share = (turns + NUM_SPLITS - 1) // NUM_SPLITS
+    share = (turns + num_splits - 1) // num_splits
     first = begin + split * share * KEYS
     last = tl.minimum(first + share * KEYS, length)
     members = tl.arange(0, GROUP_BLOCK)
@@ -146,35 +147,38 @@ def decode_kernel(
             DOT,
         )
         pages = next_pages
-    if NUM_SPLITS == 1:
-        out = out / tl.where(total > 0.0, total, 1.0)[:, None]
-        tl.store(out_ptr + heads[:, None] * DIM + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
-    else:
-        places = heads * NUM_SPLITS + split
+    if IS_SPLIT:
+        places = heads * num_splits + split
         tl.store(partial_ptr + places[:, None] * DIM + dims[None, :], out, mask=inside & (first < last))
         tl.store(stats_ptr + places * 2, largest, mask=members < GROUP)
         tl.store(stats_ptr + places * 2 + 1, total, mask=members < GROUP)
+    else:
+        out = out / tl.where(total > 0.0, total, 1.0)[:, None]
+        tl.store(out_ptr + heads[:, None] * DIM + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def merge_kernel(
-    partial_ptr,  # [num_rows, num_heads, NUM_SPLITS, DIM], float32
-    stats_ptr,  # [num_rows, num_heads, NUM_SPLITS, 2], float32
+    partial_ptr,  # [num_rows, num_heads, num_splits, DIM], float32
+    stats_ptr,  # [num_rows, num_heads, num_splits, 2], float32
     out_ptr,  # [num_rows, num_heads, DIM]
-    NUM_SPLITS: tl.constexpr,  # noqa: N803 - a power of two
+    num_splits,
+    MAX_SPLITS: tl.constexpr,  # noqa: N803 - a power of two
     DIM: tl.constexpr,  # noqa: N803
     DIM_BLOCK: tl.constexpr,  # noqa: N803
 ):
     """One program per row and head: the splits' sums brought to one scale. A row without keys comes out as zeros."""
     place = tl.program_id(0).to(tl.int64)
-    splits = tl.arange(0, NUM_SPLITS)
+    splits = tl.arange(0, MAX_SPLITS)
     dims = tl.arange(0, DIM_BLOCK)
-    largest = tl.load(stats_ptr + (place * NUM_SPLITS + splits) * 2)
-    totals = tl.load(stats_ptr + (place * NUM_SPLITS + splits) * 2 + 1)
+    places = place * num_splits + splits
+    is_split = splits < num_splits
+    largest = tl.load(stats_ptr + places * 2, mask=is_split, other=-1.0e30)
+    totals = tl.load(stats_ptr + places * 2 + 1, mask=is_split, other=0.0)
     weights = tl.exp2(largest - tl.max(largest, axis=0))
     total = tl.sum(weights * totals, axis=0)
     parts = tl.load(
-        partial_ptr + (place * NUM_SPLITS + splits)[:, None] * DIM + dims[None, :],
+        partial_ptr + places[:, None] * DIM + dims[None, :],
         mask=(totals > 0.0)[:, None] & (dims < DIM)[None, :],
         other=0.0,
     )

@@ -106,7 +106,7 @@ def decode(
         tables: `[num_rows, max_pages]`, int32.
         lengths: `[num_rows]`, int32: keys; 0 = padding, which comes out as zeros.
         out: like `query`, contiguous.
-        num_splits: a power of two; None = as many as fill the GPU.
+        num_splits: at most 32; None = as many as fill the GPU.
     """
     num_rows, num_heads, dim = query.shape
     num_splits = num_splits or _num_splits(num_rows * shape.num_kv_heads)
@@ -125,12 +125,12 @@ def decode(
         shape.scale * _LOG2_E,
         tables.shape[1],
         window or 0,
-        NUM_SPLITS=num_splits,
+        IS_SPLIT=num_splits > 1,
         **decode_constants(shape, query.dtype),
     )
     if num_splits > 1:
         merge_kernel[(num_rows * num_heads,)](
-            partial, stats, out, NUM_SPLITS=num_splits, DIM=dim, DIM_BLOCK=_dim_block(dim), num_warps=4
+            partial, stats, out, num_splits, MAX_SPLITS=_MAX_SPLITS, DIM=dim, DIM_BLOCK=_dim_block(dim), num_warps=4
         )
 
 

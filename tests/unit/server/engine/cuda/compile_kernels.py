@@ -67,13 +67,13 @@ def cases() -> Iterator[Case]:
     for rank in (4, 64):
         yield Case(edit_kernels.edit_tiles_kernel, launch.tile_constants(rank))
     yield Case(edit_kernels.silu_mul_kernel, {"BLOCK": 2048})
-    yield Case(attention_kernels.merge_kernel, {"NUM_SPLITS": 32, "DIM": 128, "DIM_BLOCK": 128})
+    yield Case(attention_kernels.merge_kernel, {"MAX_SPLITS": 32, "DIM": 128, "DIM_BLOCK": 128})
     for name, shape in SHAPES.items():
         rope = {"HAS_NORM": name == "llama-3.1-8b", **attention_launch.rope_constants(shape)}
         yield Case(rope_kernel.rope_write_kernel, rope, name)
-        for dtype, num_splits in ((torch.bfloat16, 1), (torch.bfloat16, 16), (torch.float32, 1)):
+        for dtype, is_split in ((torch.bfloat16, False), (torch.bfloat16, True), (torch.float32, False)):
             constants = attention_launch.decode_constants(shape, dtype)
-            yield Case(attention_kernels.decode_kernel, {"NUM_SPLITS": num_splits, **constants}, name, dtype)
+            yield Case(attention_kernels.decode_kernel, {"IS_SPLIT": is_split, **constants}, name, dtype)
         for dtype, block in (
             (torch.bfloat16, LARGE_BLOCK),
             (torch.bfloat16, SMALL_BLOCK),
@@ -97,11 +97,13 @@ def compile_one(case: Case) -> dict[str, Any]:
     constants = {name: value for name, value in case.constants.items() if name not in _OPTIONS}
     options = {name: value for name, value in case.constants.items() if name in _OPTIONS}
     rows = "*fp32" if case.dtype == torch.float32 else "*bf16"
+    varying = case.kernel.do_not_specialize_on_alignment or ()
     signature, attrs = {}, {}
     for index, name in enumerate(case.kernel.arg_names):
         default = rows if name.endswith("_ptr") else "i32"
         signature[name] = "constexpr" if name in constants else _TYPES.get(name, default)
-        if signature[name].startswith("*") or name in _MULTIPLES_OF_16:
+        is_aligned = signature[name].startswith("*") and name not in varying
+        if is_aligned or name in _MULTIPLES_OF_16:
             attrs[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attrs)
     compiled = triton.compile(source, target=TARGET, options={"num_warps": 4, **options})

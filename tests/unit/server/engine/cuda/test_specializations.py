@@ -15,8 +15,9 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from reft_server.engine.batch import build_batch
-from reft_server.engine.cuda import TritonKernels
+from reft_server.engine.cuda import TritonKernels, attention_launch
 from reft_server.engine.edit_plan import EditPlanner
+from reft_server.engine.kernels import AttentionShape
 from reft_server.engine.packed_model import PackedModel
 from reft_server.engine.paged_cache import PagedKVCache
 from reft_server.engine.scheduler import ScheduledChunk
@@ -88,3 +89,14 @@ def test_steps_of_any_size_need_the_same_kernels(launches: Launches, tiny_model:
         "rope_write_kernel",
     }
     assert [kernel for kernel, found in launches.variants.items() if len(found) > 1] == []
+
+
+def test_any_number_of_splits_needs_the_same_kernels(launches: Launches) -> None:
+    shape = AttentionShape(4, 2, 16, 0.25)
+    pages = attention_launch.Pages(torch.zeros(2, 2, 16, 16), torch.zeros(2, 2, 16, 16))
+    query, lengths = torch.zeros(3, 4, 16), torch.ones(3, dtype=torch.int32)
+    tables = torch.zeros(3, 2, dtype=torch.int32)
+    for num_splits in (2, 4, 8, 16, 32):
+        attention_launch.decode(query, pages, tables, lengths, shape, None, query.clone(), num_splits)
+    assert sorted(name for name, _ in launches.variants) == ["decode_kernel", "merge_kernel"]
+    assert [len(found) for found in launches.variants.values()] == [1, 1]
