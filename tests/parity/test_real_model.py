@@ -144,3 +144,13 @@ def test_learned_interchange_moves_the_variable_and_a_random_subspace_does_not(
     for case, token in cases:
         expected = reference(real_model, case)
         assert token == expected.token_ids[0] or expected.margins[0] < TOLERANCE
+
+
+def test_docs_training_page_runs_a_set_without_a_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (FOLDER.parent / "docs/training.md").read_text(encoding="utf-8")
+    code = page.split("<!-- test:attach -->\n```python\n", 1)[1].split("```", 1)[0]
+    monkeypatch.chdir(FOLDER.parent)
+    exec(compile(code, "docs/training.md", "exec"), {})  # noqa: S102 - our own page
+    assert capsys.readouterr().out.isupper()
