@@ -90,7 +90,7 @@ def build_app(
     engine = build_engine(
         base.model,
         base.model_id,
-        settings.engine.to_engine_settings(),
+        settings.engine.to_engine_settings(base.model.device.type),
         cache_dir=settings.cache_dir,
         reserved_bytes=int(settings.intervention_device_bytes),
     )

@@ -171,7 +171,7 @@ def test_reload_brings_every_reloadable_setting_to_where_it_acts(server: Server)
     context = server.client.app.state.context  # type: ignore[attr-defined]
     for key, effect in EFFECTS.items():
         assert effect(context, server.http) == EXPECTED.get(key, reloadable[key].value_in(new)), key
-    assert context.engine._settings.max_num_seqs == server.settings.engine.max_num_seqs
+    assert context.engine._settings.max_num_seqs == server.settings.engine.to_engine_settings().max_num_seqs
 
 
 def test_reload_is_felt_by_the_next_request_and_undone_by_another(server: Server) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
@@ -25,6 +27,7 @@ RELOADABLE: Final[JsonDict] = {"reloadable": True}
 """Marks a setting that a running server takes from the settings file anew (`reft_server.reload`)."""
 
 _ENGINE = EngineSettings()
+_BATCH_ON_GPU: Mapping[str, int] = MappingProxyType({"max_num_seqs": 256, "max_num_batched_tokens": 2048})
 _API = ApiSettings()
 _TUNING = FineTuningSettings()
 
@@ -39,12 +42,14 @@ class EngineGroup(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_num_seqs: int = Field(_ENGINE.max_num_seqs, ge=1, le=4096, description="Sequences that run in one batch.")
-    max_num_batched_tokens: int = Field(
-        _ENGINE.max_num_batched_tokens,
+    max_num_seqs: int | None = Field(
+        None, ge=1, le=4096, description="Sequences that run in one batch; unset = 32, on a GPU 256."
+    )
+    max_num_batched_tokens: int | None = Field(
+        None,
         ge=1,
         le=1 << 20,
-        description="Tokens of one step; longer prompts are prefilled in chunks.",
+        description="Tokens of one step; longer prompts are prefilled in chunks. Unset = 512, on a GPU 2048.",
     )
     kv_cache_bytes: ByteSize | None = Field(
         None,
@@ -110,15 +115,23 @@ class EngineGroup(BaseModel):
         description="Attention beside Triton's kernels: triton = our own, torch = torch's varlen attention with block "
         "tables, fa3 = FlashAttention-3; auto = the first of fa3, torch and triton that works on this GPU.",
     )
+    decode_graphs: bool = Field(
+        _ENGINE.decode_graphs,
+        description="On a GPU, replay decode steps from CUDA graphs and run one step ahead; false to find a fault.",
+    )
     weight_dtype: WeightDtype = Field(
         _ENGINE.weight_dtype,
         description="How the native path stores weights: model = exactly; bfloat16, int8 = in a half and a quarter of "
         "the memory, faster and not exact.",
     )
 
-    def to_engine_settings(self) -> EngineSettings:
-        """The same values as the engine takes them."""
-        return EngineSettings(**{name: plain(value) for name, value in self.model_dump().items()})
+    def to_engine_settings(self, device: str = "cpu") -> EngineSettings:
+        """The same values as the engine takes them; those unset that depend on the kind of device are chosen."""
+        values = {name: plain(value) for name, value in self.model_dump().items()}
+        for name, on_gpu in _BATCH_ON_GPU.items():
+            if values[name] is None:
+                values[name] = getattr(_ENGINE, name) if device == "cpu" else on_gpu
+        return EngineSettings(**values)
 
 
 class FineTuningGroup(BaseModel):

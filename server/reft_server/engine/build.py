@@ -76,7 +76,8 @@ def build_engine(
         )
     served: Model = path
     graphed: GraphedModel | None = None
-    if isinstance(path, PackedModel) and path.kernels.is_paged and model.device.type == "cuda":
+    is_on_gpu = model.device.type == "cuda"
+    if isinstance(path, PackedModel) and path.kernels.is_paged and settings.decode_graphs and is_on_gpu:
         from .cuda import GraphedModel  # imports Triton, which is there: the kernels are its own
 
         served = graphed = GraphedModel(path, max_num_seqs=settings.max_num_seqs, max_model_len=info.max_model_len)

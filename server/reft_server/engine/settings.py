@@ -35,6 +35,8 @@ class EngineSettings:
         kernels: of the packed path: `torch`, or `triton` over paged K and V; `auto` = `triton` on a GPU that has it.
         attention: beside Triton's kernels: our own (`triton`), `torch`'s varlen attention with block tables, or
             FlashAttention-3 (`fa3`); `auto` = the first of `fa3`, `torch` and `triton` that works on this GPU.
+        decode_graphs: on a GPU, replay decode steps from CUDA graphs, and launch each before the last one's tokens are
+            read. Without it every step is launched kernel by kernel: slower, and errors show where they happen.
         weight_dtype: how the native path stores weights: as the `model` has them, or smaller, expanded to float32 when
             they are used; `int8` has one scale for each output.
     """
@@ -53,4 +55,5 @@ class EngineSettings:
     model_path: ModelPath = "auto"
     kernels: KernelChoice = "auto"
     attention: AttentionChoice = "auto"
+    decode_graphs: bool = True
     weight_dtype: WeightDtype = "model"

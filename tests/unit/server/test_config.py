@@ -31,6 +31,14 @@ def test_settings_default_to_the_engines_and_the_apis_own() -> None:
     assert settings.fine_tuning.to_fine_tuning_settings() == FineTuningSettings()
 
 
+def test_a_gpus_steps_are_larger_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = load_settings().engine.to_engine_settings("cuda")
+    assert (on_gpu.max_num_seqs, on_gpu.max_num_batched_tokens) == (256, 2048)
+    monkeypatch.setenv("REFT_ENGINE_MAX_NUM_SEQS", "7")
+    told = load_settings().engine.to_engine_settings("cuda")
+    assert (told.max_num_seqs, told.max_num_batched_tokens) == (7, 2048)
+
+
 def test_engine_group_mirrors_every_engine_setting() -> None:
     assert list(EngineGroup.model_fields) == [field.name for field in dataclasses.fields(EngineSettings)]
     assert list(FineTuningGroup.model_fields) == [field.name for field in dataclasses.fields(FineTuningSettings)]
