@@ -65,11 +65,13 @@ def check_exact(
 def check_runs(model: Model, vocab_size: int) -> None:
     """Run the probe prompt once more, apart from every request: was a failure the request's fault, or the device's?
 
+    In one step: a decode step would record a graph over this trial's own K and V, and stop the engine for as long.
+
     Raises:
         RuntimeError: the logits are not finite, as they were at the start.
         Exception: whatever a forward raises that can't run.
     """
-    logits = run_alone(model, probe_token_ids(vocab_size), chunk_sizes=_CHUNK_SIZES)
+    logits = run_alone(model, probe_token_ids(vocab_size))
     if not torch.isfinite(logits).all():
         raise RuntimeError("the model's own logits are no longer finite")
 
