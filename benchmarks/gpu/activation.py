@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.inputs import PROMPT_ONLY, RANK, digits, random_set, synchronize
 from benchmarks.gpu.plan import Plan
 from benchmarks.machine import median
-from reft_interventions import FORMULAS, BaseModelRef, BaseModelSpec, InterventionSet, InterventionSpec, Manifest
+from reft_interventions import FORMULAS, BaseModelSpec, InterventionSet, InterventionSpec, Manifest
 from reft_interventions.file_format import FileLimits, save
 from reft_interventions.folded import FoldedSet
 from reft_interventions.store import InterventionStore, StoredVersion
@@ -89,7 +89,5 @@ def _random_set_file(base: BaseModelSpec, seed: int) -> InterventionSet:
         for layer in range(base.num_layers)
     )
     groups = [FORMULAS["loreft"].initial_parameters(base.hidden_size, RANK, generator) for _ in specs]
-    ref = BaseModelRef(
-        id=base.model_id, fingerprint=base.fingerprint, hidden_size=base.hidden_size, num_layers=base.num_layers
-    )
-    return InterventionSet.create(Manifest(name=f"random-{seed}", base_model=ref, interventions=specs), groups)
+    manifest = Manifest(name=f"random-{seed}", base_model=base.to_ref(), interventions=specs)
+    return InterventionSet.create(manifest, groups)

@@ -35,7 +35,7 @@ from benchmarks.methods.run import MODEL
 from benchmarks.server_process import running_server
 from benchmarks.streaming import completion_body, random_prompts, stream_all
 from reft_client import AsyncReftClient
-from reft_interventions import BaseModelRef, InterventionSet, Manifest, attach, base_model_spec, save
+from reft_interventions import InterventionSet, Manifest, attach, base_model_spec, save
 from reft_interventions.training import TrainingOptions, load_model
 from reft_interventions.training.trainable import TrainableSet
 
@@ -149,10 +149,7 @@ def _untrained_set(model: PreTrainedModel, options: Mapping[str, Any]) -> Interv
     """As training with `start=random` begins, so that it does change the rows."""
     base = base_model_spec(model, MODEL)
     trainable = TrainableSet(TrainingOptions(**{**options, "start": "random"}), base, model.device)
-    reference = BaseModelRef(
-        id=MODEL, fingerprint=base.fingerprint, hidden_size=base.hidden_size, num_layers=base.num_layers
-    )
-    return trainable.to_intervention_set(Manifest(base_model=reference, interventions=trainable.specs))
+    return trainable.to_intervention_set(Manifest(base_model=base.to_ref(), interventions=trainable.specs))
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from torch import Tensor
 from .components import NO_ROW_SIZES, RowSizes
 from .errors import InterventionBaseMismatchError, InterventionShapeError, InterventionValueError
 from .intervention_set import InterventionSet
-from .manifest import InterventionSpec
+from .manifest import BaseModelRef, InterventionSpec
 
 ORTHONORMAL_TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
     # Largest |RᵀR - I|. 16-bit storage rounds each entry by 2⁻⁹ (bfloat16) or 2⁻¹² (float16) of itself.
@@ -30,6 +30,12 @@ class BaseModelSpec:
     hidden_size: int
     num_layers: int
     row_sizes: RowSizes = NO_ROW_SIZES
+
+    def to_ref(self) -> BaseModelRef:
+        """What the manifest of a set made for this model says of it."""
+        return BaseModelRef(
+            id=self.model_id, fingerprint=self.fingerprint, hidden_size=self.hidden_size, num_layers=self.num_layers
+        )
 
 
 def validate_for_base(intervention_set: InterventionSet, base: BaseModelSpec) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..manifest import BaseModelRef, InterventionSpec, Manifest
+from ..manifest import InterventionSpec, Manifest
 from ..validation import BaseModelSpec
 from .checkpoint import Progress
 from .data import Dataset
@@ -63,12 +63,7 @@ def build_manifest(
         name=description.name,
         description=description.description,
         license=description.license,
-        base_model=BaseModelRef(
-            id=base.model_id,
-            fingerprint=base.fingerprint,
-            hidden_size=base.hidden_size,
-            num_layers=base.num_layers,
-        ),
+        base_model=base.to_ref(),
         interventions=tuple(specs),
         prompt_template=description.prompt_template,
         subspaces=parse_subspaces(options.subspaces, options.low_rank_dimension),

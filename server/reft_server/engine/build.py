@@ -68,19 +68,18 @@ def build_engine(
     use_device(model.device)
     reference = reference_logits(model, info.vocab_size)
     path = _model_path(model, info, settings, cache_dir or default_cache_dir())
-    has_pages = isinstance(path, PackedModel) and path.kernels.is_paged
-    if settings.attention != "auto" and not has_pages:
+    paged = path if isinstance(path, PackedModel) and path.kernels.is_paged else None
+    if settings.attention != "auto" and paged is None:
         raise ConfigurationError(
             f"attention={settings.attention} needs the packed path with Triton's kernels (device=cuda, kernels=auto)",
             param="engine_attention",
         )
     served: Model = path
     graphed: GraphedModel | None = None
-    is_on_gpu = model.device.type == "cuda"
-    if isinstance(path, PackedModel) and path.kernels.is_paged and settings.decode_graphs and is_on_gpu:
+    if paged is not None and settings.decode_graphs and model.device.type == "cuda":
         from .cuda import GraphedModel  # imports Triton, which is there: the kernels are its own
 
-        served = graphed = GraphedModel(path, max_num_seqs=settings.max_num_seqs, max_model_len=info.max_model_len)
+        served = graphed = GraphedModel(paged, max_num_seqs=settings.max_num_seqs, max_model_len=info.max_model_len)
     check_exact(served, reference, info.vocab_size, type(model).__name__, settings.weight_dtype)
     logger.info(
         "model ready path=%s kernels=%s dtype=%s device=%s max_model_len=%d",

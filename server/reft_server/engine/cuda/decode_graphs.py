@@ -27,7 +27,7 @@ from reft_server.engine.sequence import EXPECTED
 
 from .device_sampler import DeviceSampler
 from .edit_tables import EditTables, RowEdits, build_edit_tables
-from .graph_capture import Capture, CudaCapture
+from .graph_capture import Capture, CudaCapture, smallest_size
 from .static_inputs import StaticInputs, fed, paged
 from .triton_kernels import TritonStep
 
@@ -111,10 +111,6 @@ class GraphedModel:
             self._sampler.prepare(size)
         logger.info("decode graphs recorded sizes=%s seconds=%.1f", self._buckets, time.perf_counter() - started)
 
-    def bucket(self, num_rows: int) -> int:
-        """The smallest graph for so many rows."""
-        return next(size for size in self._buckets if size >= num_rows)
-
     def _run(self, batch: Batch, sources: list[int] | None) -> Tensor:
         """Run a step as it is; `sources` as `_sources` gives them. Logits of the sampled rows."""
         step = self.packed.begin(batch)
@@ -128,7 +124,7 @@ class GraphedModel:
         tables = self._edit_tables(batch) if self._is_decode(batch) else None
         if tables is None:
             return False
-        size = self.bucket(batch.num_tokens)
+        size = smallest_size(self._buckets, batch.num_tokens)
         graph = self._graph(paged(batch.chunks[0].sequence.slot).pool, size, has_edits=bool(tables.sites))
         self._inputs.fill(size, batch, sources or [-1] * batch.num_tokens)
         if tables.sites:

@@ -13,7 +13,7 @@ from reft_server.engine.memory import to_host
 from reft_server.engine.sampler import NUM_CANDIDATES, NUM_DRAW_VALUES, DrawSettings, choose, is_truncated
 from reft_server.engine.sequence import Sequence
 
-from .graph_capture import Capture
+from .graph_capture import Capture, smallest_size
 
 
 class DeviceSampler:
@@ -47,7 +47,7 @@ class DeviceSampler:
         num_rows, vocab_size = len(sequences), self.logits.shape[-1]
         truncated = {one for one in uniforms if is_truncated(one.sampling, vocab_size)}
         if sequences:
-            size = next(size for size in self._sizes if size >= num_rows)
+            size = smallest_size(self._sizes, num_rows)
             replay = self._replay(size, has_plain=len(truncated) < len(uniforms), has_truncated=bool(truncated))
             if uniforms:
                 values = [DrawSettings.values(one.sampling, uniforms.get(one, 0.0), vocab_size) for one in sequences]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -12,6 +12,11 @@ from torch import Tensor
 T = TypeVar("T")
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 """Takes a function of no arguments; gives what runs it again, and the tensor that holds its result each time."""
+
+
+def smallest_size(sizes: Sequence[int], num_rows: int) -> int:
+    """Of the numbers of rows that have a graph, in order, the first with room for so many."""
+    return next(size for size in sizes if size >= num_rows)
 
 
 class CudaCapture:
