@@ -169,7 +169,7 @@ def _fine_tuning(base: BaseModel, info: ModelInfo, settings: Settings, registry:
         return None
     merging = ("--merge-lora", str(settings.merge_lora.expanduser().resolve())) if settings.merge_lora else ()
     training_base = TrainingBase(base.path, info.model_id, info.fingerprint, info.num_layers, merging)
-    return FineTuning(tuning.dir or settings.store_dir / "fine-tuning", tuning, training_base, registry)
+    return FineTuning(settings.fine_tuning_folder, tuning, training_base, registry)
 
 
 def _device_pool(device: torch.device, settings: Settings) -> DevicePool | None:

@@ -164,6 +164,17 @@ def test_copy_command_says_what_it_copied(place: OpenPlace, tmp_path: Path, caps
     assert place("new")[0].namespace("acme").resolve("haiku").version == 3
 
 
+def test_copy_command_says_that_files_and_jobs_stay(
+    place: OpenPlace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(place("old"))
+    left = tmp_path / "old" / "fine-tuning"
+    left.mkdir()
+    assert cli.main(["store", "copy", "--store-dir", str(left.parent), "--to-store-dir", str(tmp_path / "new")]) == 0
+    said = capsys.readouterr().err.splitlines()[1]
+    assert said == f"not copied: files and jobs of fine-tuning; copy {left} to {tmp_path / 'new' / 'fine-tuning'}"
+
+
 def test_copy_command_needs_a_place_to_copy_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["store", "copy", "--store-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "reft-serve: Say where to copy it: --to-store-dir, --to-database-url.\n"

@@ -35,6 +35,7 @@ def _grants(args: argparse.Namespace, client: ReftClient, terminal: Terminal) ->
 def _grant(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> int:
     answer = client.interventions.grant(args.name, args.tenant)
     terminal.answer(answer, f"{answer.tenant} may use {answer.name}", is_json=args.json)
+    terminal.note("the server does not tell whether there is such a tenant: check the name")
     return 0
 
 

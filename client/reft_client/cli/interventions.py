@@ -183,7 +183,7 @@ def _print_infos(infos: Iterable[InterventionInfo], terminal: Terminal) -> None:
         )
         for info in infos
     ]
-    terminal.table(header, rows)
+    terminal.table(header, rows, optional=("rank", "size", "formula", "layers"))
 
 
 def _state(info: InterventionInfo) -> str:

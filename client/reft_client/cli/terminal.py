@@ -10,6 +10,7 @@ from typing import TextIO
 
 from pydantic import BaseModel
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,8 @@ from ..errors import InvalidArgumentError
 
 __all__ = ["Terminal", "format_size", "format_time", "printable"]
 
+_UNBOUNDED = 100_000
+"""Characters of a line: more than any table needs."""
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -39,6 +42,15 @@ def format_size(num_bytes: int) -> str:
 def format_time(unix_s: int) -> str:
     """Unix seconds as UTC, to the minute."""
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
 
 
 @dataclass(frozen=True)
@@ -91,20 +103,27 @@ class Terminal:
         self.stderr.write(f"{printable(text)}\n")
         self.stderr.flush()
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Write a table: aligned on a terminal, tab-separated elsewhere."""
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], optional: Sequence[str] = ()) -> None:
+        """Write a table: aligned on a terminal, tab-separated elsewhere.
+
+        Args:
+            optional: columns that a terminal too narrow for all goes without, the first one first.
+        """
         if not self.stdout.isatty():
             for row in (header, *rows):
                 self.stdout.write(
                     "\t".join(printable(cell).replace("\t", " ").replace("\n", " ") for cell in row) + "\n"
                 )
             return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in header:
-            table.add_column(name, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        Console(file=self.stdout).print(table)
+        console = Console(file=self.stdout)
+        table = _aligned(header, rows)
+        for name in optional:
+            if Measurement.get(console, console.options.update(width=_UNBOUNDED), table).maximum <= console.width:
+                break
+            left_out = header.index(name)
+            header, *rows = ([*row[:left_out], *row[left_out + 1 :]] for row in (header, *rows))
+            table = _aligned(header, rows)
+        console.print(table)
 
     def progress(self) -> Progress:
         """A bar on standard error; silent where that is no terminal."""

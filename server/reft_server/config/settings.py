@@ -243,6 +243,11 @@ class Settings(BaseSettings):
         """The URL with its password."""
         return None if self.database_url is None else self.database_url.get_secret_value()
 
+    @property
+    def fine_tuning_folder(self) -> Path:
+        """Where this server's files and jobs lie."""
+        return self.fine_tuning.dir or self.store_dir / "fine-tuning"
+
     def to_api_settings(self) -> ApiSettings:
         """The part that the HTTP side takes."""
         names = {field.name for field in dataclasses.fields(ApiSettings)} & set(type(self).model_fields)

@@ -51,6 +51,9 @@ def _copy(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         report = copy_everything(_open(source, stack), _open(target, stack))
     sys.stderr.write(f"copied: {report.num_versions} versions, {report.num_files} files, and the tenants' database\n")
+    left = source.fine_tuning_folder
+    if left != target.fine_tuning_folder and left.is_dir():
+        sys.stderr.write(f"not copied: files and jobs of fine-tuning; copy {left} to {target.fine_tuning_folder}\n")
 
 
 def _open(settings: Settings, stack: ExitStack) -> tuple[InterventionStore, TenantDirectory]:

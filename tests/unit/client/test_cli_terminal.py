@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
@@ -26,6 +27,29 @@ def test_terminal_aligns_tables_and_disarms_what_it_prints() -> None:
     assert "[bold]\ufffd[2J" in text
     assert "\x1b[31m" not in text
     assert "bcdef  2" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [(80, ["name", "note", "size", "time"]), (24, ["name", "note", "time"]), (16, ["name", "time"])],
+)
+def test_narrow_terminal_goes_without_columns_and_wraps_none(
+    width: int, shown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    screen = Screen()
+    rows = [("a", "n" * 4, "s" * 4, "00:00"), ("b", "n" * 6, "s" * 4, "00:01")]
+    Terminal(io.StringIO(), screen, Screen()).table(("name", "note", "size", "time"), rows, optional=("size", "note"))
+    lines = [line.split() for line in re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines()]
+    assert lines[0] == shown
+    assert [line[0] for line in lines] == ["name", "a", "b"]
+
+
+def test_table_in_a_pipe_has_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "8")
+    out = io.StringIO()
+    Terminal(io.StringIO(), out, io.StringIO()).table(("name", "size"), [("a", "1")], optional=("size",))
+    assert out.getvalue() == "name\tsize\na\t1\n"
 
 
 def test_answer_for_a_program_is_not_changed() -> None:
