@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -41,6 +42,7 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
     from benchmarks.gpu.attention import attention_kernels
     from benchmarks.gpu.baselines import Baselines
     from benchmarks.gpu.edits import edit_kernels
+    from benchmarks.gpu.products import products
     from benchmarks.gpu.serving import Serving
 
     recorder = _Recorder(plan, folder)
@@ -57,6 +59,12 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
         return recorder.result
     [served] = serving
     baselines = Baselines(plan, served)
+
+    def decode_cublas(found: dict[str, Any]) -> None:
+        few = replace(plan, batch_sizes=plan.batch_sizes[:2], contexts=plan.contexts[:1], num_concurrent=1)
+        few = replace(few, num_prefill_tokens=1, kv_bytes=plan.kv_bytes // 8)
+        Serving(few, recorder.result["ceilings"], products="torch" if plan.is_on_gpu else "triton").decode(found)
+
     sections: dict[str, tuple[float, Section]] = {
         "decode": (90, served.decode),
         "prefill": (30, served.prefill),
@@ -65,6 +73,8 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
         "throughput": (150, served.throughput),
         "shared_prefix": (30, served.shared_prefix),
         "attention_kernels": (30, partial(attention_kernels, plan)),
+        "products": (30, partial(products, plan)),
+        "decode_cublas": (45, decode_cublas),
         "generate": (60, baselines.eager),
         "generate_compiled": (120, baselines.compiled),
     }

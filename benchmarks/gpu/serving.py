@@ -32,16 +32,17 @@ class Serving:
 
     Args:
         ceilings: of `checks.ceilings`, to state shares of.
+        changes: of the engine's settings.
     """
 
-    def __init__(self, plan: Plan, ceilings: dict[str, float]) -> None:
+    def __init__(self, plan: Plan, ceilings: dict[str, float], **changes: Any) -> None:
         self._plan = plan
         self._ceilings = ceilings
         model = random_model(plan.config, plan.dtype, plan.device)
         read = {name: one for name, one in model.named_parameters() if "embed" not in name}
         self._num_weight_bytes = sum(one.nbytes for one in read.values())
         self._num_block_weights = sum(one.numel() for name, one in read.items() if "lm_head" not in name)
-        self.engine = build_engine(model, "benchmark", settings(plan))
+        self.engine = build_engine(model, "benchmark", settings(plan, **changes))
         self._layout = self.engine._model.kv_layout
         self._is_started = False
         self._num_sequences = 0

@@ -24,7 +24,7 @@ class Verdict:
 
 def verdicts(result: Mapping[str, Any]) -> list[Verdict]:
     """One for each figure that was taken; what failed or was cut has those that came before."""
-    figures = (_decode, _prefill, _throughput, _activation, _shared_prefix, _edits, _attention, _generate)
+    figures = (_decode, _prefill, _throughput, _activation, _shared_prefix, _edits, _attention, _products, _generate)
     return [verdict for figure in figures for verdict in figure(result)]
 
 
@@ -46,12 +46,14 @@ def _at_most(figure: str, measured: float, target: float, unit: str = "") -> Ver
 
 
 def _decode(result: Mapping[str, Any]) -> Iterator[Verdict]:
-    for cell in result.get("decode", {}).get("cells", ()):
-        for name in ("base", "all"):
-            if f"{name}_share" in cell:
-                figure = f"decode step, {name}, batch {cell['batch']}, context {cell['context']}: share of bandwidth"
-                target = _DECODE_SHARES.get(cell["batch"]) if name == "base" else None
-                yield _at_least(figure, cell[f"{name}_share"], target, f" ({cell[f'{name}_ms']:g} ms)")
+    for section, how in (("decode", ""), ("decode_cublas", " by cuBLAS alone")):
+        for cell in result.get(section, {}).get("cells", ()):
+            for name in ("base", "all"):
+                if f"{name}_share" in cell:
+                    where = f"batch {cell['batch']}, context {cell['context']}"
+                    target = _DECODE_SHARES.get(cell["batch"]) if (section, name) == ("decode", "base") else None
+                    figure = f"decode step{how}, {name}, {where}: share of bandwidth"
+                    yield _at_least(figure, cell[f"{name}_share"], target, f" ({cell[f'{name}_ms']:g} ms)")
 
 
 def _prefill(result: Mapping[str, Any]) -> Iterator[Verdict]:
@@ -100,6 +102,16 @@ def _attention(result: Mapping[str, Any]) -> Iterator[Verdict]:
     for name, rate in found.get("decode", {}).items():
         share = rate["gb_per_s"] / ceilings["copy_gb_per_s"]
         yield _at_least(f"attention of a decode step, batch {name}: share of bandwidth", share, None)
+
+
+def _products(result: Mapping[str, Any]) -> Iterator[Verdict]:
+    ceiling = result.get("ceilings", {}).get("copy_gb_per_s")
+    for name, by_rows in result.get("products", {}).items():
+        if isinstance(by_rows, Mapping) and ceiling:
+            for num_rows, rates in by_rows.items():
+                note = f" (cuBLAS {rates['cublas'] / ceiling:.3g})"
+                ours = max(rate for one, rate in rates.items() if one != "cublas")
+                yield _at_least(f"our product {name}, {num_rows} rows: share of bandwidth", ours / ceiling, None, note)
 
 
 def _generate(result: Mapping[str, Any]) -> Iterator[Verdict]:

@@ -76,7 +76,8 @@ def test_blocks_of_the_prefix_cache_are_borrowed_not_copied(tiny_model: Any, mak
     assert engine.stats().num_prefix_hit_tokens >= 3 * 32
 
 
-def test_graphs_one_step_ahead_match_reference(tiny_model: Any, make_set: Any) -> None:
+@pytest.mark.parametrize("products", ["auto", "triton"])
+def test_graphs_one_step_ahead_match_reference(products: Any, tiny_model: Any, make_set: Any) -> None:
     """Recorded graphs, tokens chosen behind them, and the next step launched before they are read."""
     model = tiny_model("llama", num_hidden_layers=2)
     ends = make_set(model, *({"positions": "f2+l2", "layer": layer} for layer in (0, 1)), seed=1)
@@ -86,7 +87,9 @@ def test_graphs_one_step_ahead_match_reference(tiny_model: Any, make_set: Any) -
         Case(prompt(5, 2), ((ends, 1.0),), max_tokens=3),
         Case(prompt(2, 3), ((everywhere, -0.5),), max_tokens=5),
     ]
-    options = EngineSettings(kv_cache_bytes=1 << 20, prefix_cache_bytes=1 << 18, max_model_len=256, **SETTINGS)
+    options = EngineSettings(
+        kv_cache_bytes=1 << 20, prefix_cache_bytes=1 << 18, max_model_len=256, products=products, **SETTINGS
+    )
     built = build_engine(copy.deepcopy(model), "tiny", options)
     assert isinstance(built._model, PackedModel)
     graphed = GraphedModel(built._model, max_num_seqs=4, max_model_len=256, capture=RecordedGraphs())

@@ -38,6 +38,8 @@ SECTIONS = (
     "throughput",
     "shared_prefix",
     "attention_kernels",
+    "products",
+    "decode_cublas",
     "generate",
     "generate_compiled",
 )
@@ -76,8 +78,8 @@ def test_every_section_of_the_gpu_benchmark_runs_and_every_figure_has_its_line(
     ]
     assert set(result["generate"]) == {"batch 2", "batch 2, hooks"}
     shown = {one.figure for one in verdicts(result)}
-    # 2 of decode steps, 3 of prompts, 4 and 3 of kernels, 2 of activation, 2 mixes, 1 prefix, 3 comparisons.
-    assert len(shown) == len(verdicts(result)) == 20
+    # 2 and 2 of decode steps, 3 of prompts, 4, 3 and 5 of kernels, 2 of activation, 2 mixes, 1 prefix, 3 comparisons.
+    assert len(shown) == len(verdicts(result)) == 27
     assert json.loads((tmp_path / UNFINISHED).read_text()) == result
     finish(tmp_path)
     assert read_result("gpu", tmp_path) == result

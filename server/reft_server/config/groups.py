@@ -18,6 +18,7 @@ from reft_server.engine.settings import (
     KernelChoice,
     ModelPath,
     PrefixCacheScope,
+    ProductChoice,
     WeightDtype,
 )
 from reft_server.fine_tuning.settings import FineTuningSettings
@@ -114,6 +115,11 @@ class EngineGroup(BaseModel):
         _ENGINE.attention,
         description="Attention beside Triton's kernels: triton = our own, torch = torch's varlen attention with block "
         "tables, fa3 = FlashAttention-3; auto = the first of fa3, torch and triton that works on this GPU.",
+    )
+    products: ProductChoice = Field(
+        _ENGINE.products,
+        description="Matrix products of up to 8 rows, beside Triton's kernels: triton = our own, torch = cuBLAS, "
+        "auto = for each shape what is faster on this GPU, timed at start.",
     )
     decode_graphs: bool = Field(
         _ENGINE.decode_graphs,

@@ -69,17 +69,20 @@ def build_engine(
     reference = reference_logits(model, info.vocab_size)
     path = _model_path(model, info, settings, cache_dir or default_cache_dir())
     paged = path if isinstance(path, PackedModel) and path.kernels.is_paged else None
-    if settings.attention != "auto" and paged is None:
-        raise ConfigurationError(
-            f"attention={settings.attention} needs the packed path with Triton's kernels (device=cuda, kernels=auto)",
-            param="engine_attention",
-        )
+    for name, choice in (("attention", settings.attention), ("products", settings.products)):
+        if choice != "auto" and paged is None:
+            raise ConfigurationError(
+                f"{name}={choice} needs the packed path with Triton's kernels (device=cuda, kernels=auto)",
+                param=f"engine_{name}",
+            )
     served: Model = path
     graphed: GraphedModel | None = None
     if paged is not None and settings.decode_graphs and model.device.type == "cuda":
         from .cuda import GraphedModel  # imports Triton, which is there: the kernels are its own
 
         served = graphed = GraphedModel(paged, max_num_seqs=settings.max_num_seqs, max_model_len=info.max_model_len)
+        if settings.products == "auto":
+            graphed.choose_products()
     check_exact(served, reference, info.vocab_size, type(model).__name__, settings.weight_dtype)
     logger.info(
         "model ready path=%s kernels=%s dtype=%s device=%s max_model_len=%d",
@@ -144,7 +147,14 @@ def _kernels(model: PreTrainedModel, settings: EngineSettings) -> Callable[[Atte
         return TorchKernels
     try:
         # An import of Triton, which most machines don't have.
-        from .cuda import KernelsUnavailableError, TritonKernels, check_launch, choose_attention
+        from .cuda import (
+            DEFAULT_TILE,
+            KernelsUnavailableError,
+            Products,
+            TritonKernels,
+            check_launch,
+            choose_attention,
+        )
     except ImportError as error:
         return _without_triton(settings, error)
     if model.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -159,7 +169,8 @@ def _kernels(model: PreTrainedModel, settings: EngineSettings) -> Callable[[Atte
 
     def make(shape: AttentionShape, rotary: Tensor) -> Kernels[Any]:
         attention = choose_attention(settings.attention, shape, model.dtype, model.device)
-        return TritonKernels(shape, rotary, attention)
+        products = Products(DEFAULT_TILE if settings.products == "triton" else None)
+        return TritonKernels(shape, rotary, attention, products)
 
     return make
 

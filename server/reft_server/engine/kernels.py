@@ -14,6 +14,7 @@ from reft_interventions.folded import SiteKey
 
 from .attention import attend
 from .batch import Batch
+from .linear import Linear, make_linear
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ StepT = TypeVar("StepT", bound=Step)
 
 
 class Kernels(Protocol[StepT]):
-    """How the packed path computes everything but its matrix products. Rows of padding hold anything.
+    """How the packed path computes. Rows of padding hold anything.
 
     `hidden` is the residual stream, `[num_rows, hidden_size]`, changed in place. Edits apply where a row's site is
     named, in the order of the sites.
@@ -79,6 +80,10 @@ class Kernels(Protocol[StepT]):
     @property
     def is_paged(self) -> bool:
         """K and V are in pages, not in extents."""
+        ...
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """A product with a frozen weight `[out_features, in_features]`; the weight may be freed afterwards."""
         ...
 
     def begin(self, batch: Batch, fewest_rows: int) -> StepT:
@@ -140,6 +145,9 @@ class TorchKernels:
     def __init__(self, shape: AttentionShape, rotary: Tensor) -> None:
         self._shape = shape
         self._rotary = rotary
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        return make_linear(weight, bias)
 
     def begin(self, batch: Batch, fewest_rows: int) -> TorchStep:
         # Rows of padding come last; they are in no sequence, so nothing attends to them and nothing reads them.

@@ -19,7 +19,7 @@ from reft_interventions.folded import SiteKey
 from .batch import Batch
 from .kernels import AttentionLayer, AttentionShape, Kernels, Norm, TorchKernels
 from .kv_memory import KVLayout
-from .linear import Linear, fewest_rows, make_linear
+from .linear import Linear, fewest_rows
 from .llama_shape import free_weight, rotary_table, sliding_window
 
 
@@ -40,7 +40,7 @@ class PackedModel:
     Args:
         model: one that `can_pack` accepts.
         max_model_len: rows of the rotary table.
-        make_kernels: of all that lies between the matrix products, from the attention's shape and the rotary table.
+        make_kernels: how it is computed, from the attention's shape and the rotary table.
     """
 
     supports_shared_prefixes = False
@@ -65,7 +65,7 @@ class PackedModel:
         lm_head: Any = model.lm_head
         self.vocab_size: int = lm_head.weight.shape[0]
         self._fewest_rows = fewest_rows(lm_head.weight)
-        self._lm_head = make_linear(lm_head.weight, lm_head.bias)
+        self._lm_head = self.kernels.linear(lm_head.weight, lm_head.bias)
         if lm_head.weight is not decoder.embed_tokens.weight:
             free_weight(lm_head)
         shape = (self._shape.num_kv_heads, self._shape.head_dim, self._shape.head_dim)
@@ -114,10 +114,10 @@ class PackedModel:
                 key_norm=_norm(attention.k_norm, self._shape.head_dim) if has_norms else None,
                 sliding_window=sliding_window(attention),
             ),
-            attention_output=make_linear(attention.o_proj.weight, attention.o_proj.bias),
+            attention_output=self.kernels.linear(attention.o_proj.weight, attention.o_proj.bias),
             mlp_norm=_norm(layer.post_attention_layernorm),
-            gate_up=_pack_rows(mlp.gate_proj, mlp.up_proj),
-            down=make_linear(mlp.down_proj.weight, mlp.down_proj.bias),
+            gate_up=self._pack_rows(mlp.gate_proj, mlp.up_proj),
+            down=self.kernels.linear(mlp.down_proj.weight, mlp.down_proj.bias),
         )
         for module in (*attention.children(), *mlp.children()):
             if isinstance(module, nn.Linear):
@@ -135,7 +135,12 @@ class PackedModel:
             weights.append(projection.weight.detach()[order])
             if projection.bias is not None:
                 biases.append(projection.bias.detach()[order])
-        return make_linear(torch.cat(weights), torch.cat(biases) if biases else None)
+        return self.kernels.linear(torch.cat(weights), torch.cat(biases) if biases else None)
+
+    def _pack_rows(self, *projections: Any) -> Linear:
+        biases = [projection.bias.detach() for projection in projections if projection.bias is not None]
+        weights = torch.cat([projection.weight.detach() for projection in projections])
+        return self.kernels.linear(weights, torch.cat(biases) if biases else None)
 
 
 def _pair_order(num_rows: int, head_dim: int) -> Tensor:
@@ -155,8 +160,3 @@ def _norm(module: Any, paired_head_dim: int | None = None) -> Norm:
     if paired_head_dim is not None:
         weight = weight[_pair_order(paired_head_dim, paired_head_dim)]
     return Norm(weight, module.variance_epsilon)
-
-
-def _pack_rows(*projections: Any) -> Linear:
-    biases = [projection.bias.detach() for projection in projections if projection.bias is not None]
-    return make_linear(torch.cat([p.weight.detach() for p in projections]), torch.cat(biases) if biases else None)

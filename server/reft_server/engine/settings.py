@@ -9,6 +9,7 @@ ModelPath = Literal["auto", "native", "packed", "generic"]
 WeightDtype = Literal["model", "bfloat16", "int8"]
 KernelChoice = Literal["auto", "torch", "triton"]
 AttentionChoice = Literal["auto", "triton", "torch", "fa3"]
+ProductChoice = Literal["auto", "torch", "triton"]
 PrefixCacheScope = Literal["shared", "intervention", "off"]
 
 
@@ -35,6 +36,8 @@ class EngineSettings:
         kernels: of the packed path: `torch`, or `triton` over paged K and V; `auto` = `triton` on a GPU that has it.
         attention: beside Triton's kernels: our own (`triton`), `torch`'s varlen attention with block tables, or
             FlashAttention-3 (`fa3`); `auto` = the first of `fa3`, `torch` and `triton` that works on this GPU.
+        products: of up to 8 rows, beside Triton's kernels: our own (`triton`), or `torch`'s (cuBLAS); `auto` = what is
+            faster on this GPU, timed at start for each shape; without decode graphs, torch's.
         decode_graphs: on a GPU, replay decode steps from CUDA graphs, and launch each before the last one's tokens are
             read. Without it every step is launched kernel by kernel: slower, and errors show where they happen.
         weight_dtype: how the native path stores weights: as the `model` has them, or smaller, expanded to float32 when
@@ -55,5 +58,6 @@ class EngineSettings:
     model_path: ModelPath = "auto"
     kernels: KernelChoice = "auto"
     attention: AttentionChoice = "auto"
+    products: ProductChoice = "auto"
     decode_graphs: bool = True
     weight_dtype: WeightDtype = "model"

@@ -3,6 +3,15 @@
 from .attention import choose_attention
 from .decode_graphs import GraphedModel
 from .launch import KernelsUnavailableError, check_launch
+from .products import DEFAULT_TILE, Products
 from .triton_kernels import TritonKernels
 
-__all__ = ["GraphedModel", "KernelsUnavailableError", "TritonKernels", "check_launch", "choose_attention"]
+__all__ = [
+    "DEFAULT_TILE",
+    "GraphedModel",
+    "KernelsUnavailableError",
+    "Products",
+    "TritonKernels",
+    "check_launch",
+    "choose_attention",
+]

@@ -233,7 +233,7 @@ def _page_constants(shape: AttentionShape, dtype: torch.dtype) -> dict[str, Any]
         "PAGE": BLOCK_SIZE,
         "DIM": shape.head_dim,
         "DIM_BLOCK": _dim_block(shape.head_dim),
-        "DOT": _dot_dtype(dtype),
+        "DOT": dot_dtype(dtype),
     }
 
 
@@ -249,7 +249,7 @@ def _num_splits(num_programs: int) -> int:
     return min(1 << (wanted - 1).bit_length(), limit)
 
 
-def _dot_dtype(dtype: torch.dtype) -> tl.dtype:
+def dot_dtype(dtype: torch.dtype) -> tl.dtype:
     """The interpreter multiplies float32 only."""
     if dtype == torch.float32 or is_interpreted():
         return tl.float32

@@ -28,8 +28,9 @@ from reft_server.engine.sequence import EXPECTED
 from .device_sampler import DeviceSampler
 from .edit_tables import EditTables, RowEdits, build_edit_tables
 from .graph_capture import Capture, CudaCapture, smallest_size
+from .products import replay_timer
 from .static_inputs import StaticInputs, fed, paged
-from .triton_kernels import TritonStep
+from .triton_kernels import TritonKernels, TritonStep
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,11 @@ class GraphedModel:
         self._graphs: weakref.WeakKeyDictionary[PagePool, dict[tuple[int, bool], _Graph]] = weakref.WeakKeyDictionary()
         self._edits: tuple[EditPlan, int, EditTables] | None = None  # of the last plan
         self.num_replays = 0
+
+    def choose_products(self) -> None:
+        """Time the products of few rows on this device, before any graph holds them."""
+        assert isinstance(self.packed.kernels, TritonKernels)
+        self.packed.kernels.products.choose(replay_timer(self._capture))
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from reft_interventions.folded import SiteKey
 from reft_server.engine.batch import Batch
 from reft_server.engine.edit_plan import EditPlan
 from reft_server.engine.kernels import AttentionLayer, AttentionShape, Norm, edit_heads
+from reft_server.engine.linear import Linear
 from reft_server.engine.memory import to_device
 from reft_server.engine.paged_cache import PagedSlot, PagePool
 
@@ -21,6 +22,7 @@ from . import launch
 from .attention import Attention, TritonAttention, Varlen
 from .attention_launch import Pages, prefill_block, prefill_tiles, rope_write
 from .edit_tables import EditTables, RowEdits, TileEdits, build_edit_tables
+from .products import Products
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,28 @@ class TritonKernels:
         shape: of the attention.
         rotary: cos + i sin, `[max_model_len, head_dim / 2]`, complex64.
         attention: over the pages; None = our own.
+        products: with the model's weights; None = such that may `choose` on a GPU.
     """
 
     name = "triton"
     is_paged = True
 
-    def __init__(self, shape: AttentionShape, rotary: Tensor, attention: Attention | None = None) -> None:
+    def __init__(
+        self,
+        shape: AttentionShape,
+        rotary: Tensor,
+        attention: Attention | None = None,
+        products: Products | None = None,
+    ) -> None:
+        self.products = products or Products()
         self._shape = shape
         self._attention = attention or TritonAttention(shape)
         self._rotary = torch.view_as_real(rotary).contiguous()  # [max_model_len, head_dim / 2, 2]
         self._norms: dict[int, Tensor] = {}
         self._tables: weakref.WeakKeyDictionary[EditPlan, EditTables] = weakref.WeakKeyDictionary()
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        return self.products.make(weight, bias)
 
     def begin(self, batch: Batch, fewest_rows: int) -> TritonStep:  # noqa: ARG002 - no product of a GPU needs padding
         device = self._rotary.device

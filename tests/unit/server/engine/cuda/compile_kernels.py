@@ -22,14 +22,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reft_server.engine.cuda import attention_kernels, attention_launch, edit_kernels, launch, rope_kernel
+from reft_server.engine.cuda import (
+    attention_kernels,
+    attention_launch,
+    edit_kernels,
+    launch,
+    product_kernel,
+    products,
+    rope_kernel,
+)
 from reft_server.engine.cuda.attention_launch import FLOAT32_BLOCK, LARGE_BLOCK, SMALL_BLOCK
 from reft_server.engine.kernels import AttentionShape
 
 TARGET = GPUTarget("cuda", 90, 32)
 SHAPES = {"llama-3.1-8b": AttentionShape(32, 8, 128, 128**-0.5), "smollm2-135m": AttentionShape(9, 3, 64, 64**-0.5)}
 _OPTIONS = ("num_warps", "num_stages")
-_MULTIPLES_OF_16 = ("width", "hidden_stride")  # of the shapes above
+_MULTIPLES_OF_16 = ("width", "hidden_stride", "num_outputs")  # of the shapes above
 _TYPES = {
     "table_ptr": "*i64",
     "index_ptr": "*i32",
@@ -68,6 +76,11 @@ def cases() -> Iterator[Case]:
         yield Case(edit_kernels.edit_tiles_kernel, launch.tile_constants(rank))
     yield Case(edit_kernels.silu_mul_kernel, {"BLOCK": 2048})
     yield Case(attention_kernels.merge_kernel, {"MAX_SPLITS": 32, "DIM": 128, "DIM_BLOCK": 128})
+    for tile in products.TILES:
+        yield Case(product_kernel.few_rows_kernel, {"HAS_BIAS": False, **products.tile_constants(tile, torch.bfloat16)})
+    for dtype in (torch.bfloat16, torch.float32):
+        constants = products.tile_constants(products.DEFAULT_TILE, dtype)
+        yield Case(product_kernel.few_rows_kernel, {"HAS_BIAS": True, **constants}, dtype=dtype)
     for name, shape in SHAPES.items():
         rope = {"HAS_NORM": name == "llama-3.1-8b", **attention_launch.rope_constants(shape)}
         yield Case(rope_kernel.rope_write_kernel, rope, name)

@@ -33,7 +33,7 @@ def count(kernel: dict[str, Any], *prefixes: str) -> int:
 
 @pytest.mark.slow
 def test_every_kernel_compiles_and_spills_nothing(compiled: list[dict[str, Any]]) -> None:
-    assert len(compiled) == 21
+    assert len(compiled) == 26
     assert {one["kernel"] for one in compiled} >= ATTENTION
     for one in compiled:
         assert one["shared_bytes"] <= SHARED_BYTES, one
@@ -72,6 +72,24 @@ def test_edits_read_rows_and_weights_in_pieces_of_16_bytes(compiled: list[dict[s
         if one["kernel"] == "edit_tiles_kernel":
             assert count(one, "LDGSTS.E.BYPASS.128") > 0, one
             assert count(one, "LDGSTS") == count(one, "LDGSTS.E.BYPASS.128", "LDGSTS.E.64"), one
+
+
+@pytest.mark.slow
+def test_products_ask_for_weights_ahead_in_pieces_of_16_bytes(compiled: list[dict[str, Any]]) -> None:
+    """Copied to shared memory: all stages but one before the loop, one in it; no weight goes through registers."""
+    for one in compiled:
+        if one["kernel"] == "few_rows_kernel":
+            constants = one["constants"]
+            row_bytes = constants["COLUMNS"] * (4 if one["dtype"] == "float32" else 2)
+            stage_bytes = (constants["OUTPUTS"] + constants["ROWS"]) * row_bytes
+            pieces = stage_bytes // 16 // (32 * constants["num_warps"])
+            assert count(one, "LDGSTS.E.BYPASS.128") == count(one, "LDGSTS") == constants["num_stages"] * pieces, one
+            assert count(one, "LDG") - count(one, "LDGSTS", "LDGDEPBAR") <= 4 * constants["HAS_BIAS"], one
+            if one["dtype"] == "bfloat16":
+                assert count(one, "HMMA.16816") == constants["COLUMNS"] // 16, one  # one chain of sums for a warp
+            programs = SHARED_BYTES // (one["shared_bytes"] + 1024)
+            assert programs * (constants["num_stages"] - 1) * constants["OUTPUTS"] * row_bytes >= 96 << 10, one
+            assert programs * one["registers"] * 32 * constants["num_warps"] <= 65_536, one
 
 
 @pytest.mark.slow

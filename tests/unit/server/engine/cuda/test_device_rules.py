@@ -15,10 +15,10 @@ from reft_interventions.folded import FoldedSet
 from reft_server.engine import EngineSettings, build_engine
 from reft_server.engine.batch import build_batch
 from reft_server.engine.capture import RowCapture
-from reft_server.engine.cuda import GraphedModel, TritonKernels, launch
+from reft_server.engine.cuda import DEFAULT_TILE, GraphedModel, Products, TritonKernels, launch
 from reft_server.engine.edit_plan import EditPlanner
 from reft_server.engine.generic_model import GenericModel
-from reft_server.engine.kernels import TorchKernels
+from reft_server.engine.kernels import AttentionShape, TorchKernels
 from reft_server.engine.kv_memory import KVAllocator
 from reft_server.engine.logprobs import pick_logprobs
 from reft_server.engine.packed_model import PackedModel
@@ -40,7 +40,12 @@ def capture(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
 
 
 def graphed(model: Any) -> GraphedModel:
-    return GraphedModel(PackedModel(model, 64, TritonKernels), max_num_seqs=8, max_model_len=64, capture=capture)
+    """With our own products: of up to 8 rows, as all of this file's steps have that are recorded."""
+
+    def kernels(shape: AttentionShape, rotary: Tensor) -> TritonKernels:
+        return TritonKernels(shape, rotary, products=Products(DEFAULT_TILE))
+
+    return GraphedModel(PackedModel(model, 64, kernels), max_num_seqs=8, max_model_len=64, capture=capture)
 
 
 PATHS: dict[str, Callable[[Any], Model]] = {

@@ -15,7 +15,8 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from reft_server.engine.batch import build_batch
-from reft_server.engine.cuda import TritonKernels, attention_launch
+from reft_server.engine.cuda import DEFAULT_TILE, TritonKernels, attention_launch
+from reft_server.engine.cuda.products import few_rows
 from reft_server.engine.edit_plan import EditPlanner
 from reft_server.engine.kernels import AttentionShape
 from reft_server.engine.packed_model import PackedModel
@@ -100,3 +101,9 @@ def test_any_number_of_splits_needs_the_same_kernels(launches: Launches) -> None
         attention_launch.decode(query, pages, tables, lengths, shape, None, query.clone(), num_splits)
     assert sorted(name for name, _ in launches.variants) == ["decode_kernel", "merge_kernel"]
     assert [len(found) for found in launches.variants.values()] == [1, 1]
+
+
+def test_products_of_any_number_of_rows_need_the_same_kernel(launches: Launches) -> None:
+    for num_rows in range(1, 9):
+        few_rows(torch.zeros(num_rows, 32), torch.zeros(48, 32), None, DEFAULT_TILE)
+    assert [len(found) for found in launches.variants.values()] == [1]
