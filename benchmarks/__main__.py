@@ -2,7 +2,7 @@
 
 Each part states its question, baseline and ceiling (`python -m benchmarks.<part> --help`), runs its rounds in turns,
 and appends its figures to benchmarks/results/. Tables of everything come last. `python -m benchmarks.report` writes the
-newest figures and their plots into the README.
+newest figures and their plots into README.md and docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def print_summary(results: Mapping[str, dict[str, Any]], options: Options, conso
     if options.is_quick:
         console.print("Quick figures mean nothing: they show that everything runs.")
     elif options.results:
-        console.print(f"Kept in {options.results}; python -m benchmarks.report writes them into the README.")
+        console.print(f"Kept in {options.results}; python -m benchmarks.report writes them into the pages.")
 
 
 def main(arguments: list[str] | None = None) -> None:

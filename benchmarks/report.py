@@ -1,4 +1,4 @@
-"""The README's figures and the plots, written from benchmarks/results/ and from nowhere else."""
+"""The figures of README.md and docs/benchmarks.md, and the plots, written from benchmarks/results/ alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from benchmarks.figures import read_result, read_results
 from benchmarks.gpu.targets import table as gpu_table
 from benchmarks.machine import RESULTS, job_ceiling
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs/benchmarks.md")
 END = "<!-- bench:end -->"
 PEERS = {name.removeprefix("peers-"): name for name in throughput_plot.RESULT_NAMES}
 
@@ -38,22 +39,22 @@ def summary(folder: Path = RESULTS) -> str:
         f"{machine['num_cores']} cores of an {machine['cpu']}, {job['model']}. With {most['num_distinct']} distinct "
         f"sets in one batch throughput is {tables.ratio(most)} of the base model's. The first request with a set just "
         f"uploaded takes {swap['just_uploaded_above_warm_ms']['median']:.1f} ms longer than the next "
-        "([all figures](#benchmarks))."
+        "([all figures](docs/benchmarks.md))."
     )
 
 
 def section(folder: Path = RESULTS) -> str:
-    """All figures, in the README's last part."""
+    """All figures, for docs/benchmarks.md."""
     peers = read_results(PEERS.values(), folder)
     curves = read_results(distinct_plot.RESULT_NAMES, folder)
     missing = [peer for peer, name in PEERS.items() if not (folder / f"{name}.jsonl").exists()]
     blocks = [
         _conditions(peers),
-        *([f"Not measured here: {', '.join(missing)} ([docs/log.md](docs/log.md) says why)."] if missing else []),
-        f"![Output tokens per second beside others](docs/{throughput_plot.PLOT.name})",
+        *([f"Not measured here: {', '.join(missing)} ([log.md](log.md) says why)."] if missing else []),
+        f"![Output tokens per second beside others]({throughput_plot.PLOT.name})",
         _markdown(tables.peers(peers)),
         _overhead(peers[0], curves[0]),
-        f"![Throughput by the number of distinct adapters in a batch](docs/{distinct_plot.PLOT.name})",
+        f"![Throughput by the number of distinct adapters in a batch]({distinct_plot.PLOT.name})",
         _markdown(tables.distinct(curves)),
         *_single(folder),
         _fairness(read_result("fairness", folder)),
@@ -73,14 +74,16 @@ SECTIONS: Mapping[str, Callable[[], str]] = MappingProxyType(
 def with_sections(text: str) -> str:
     """A page with what stands after each of its markers written anew."""
     for marker, write in SECTIONS.items():
-        before, rest = text.split(marker, 1)
-        text = f"{before}{marker}\n{write()}\n{END}{rest.split(END, 1)[1]}"
+        before, found, rest = text.partition(marker)
+        if found:
+            text = f"{before}{marker}\n{write()}\n{END}{rest.split(END, 1)[1]}"
     return text
 
 
 def main() -> None:
-    """Write the sections into the README, and draw the plots."""
-    README.write_text(with_sections(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the sections into their pages, and draw the plots."""
+    for page in PAGES:
+        page.write_text(with_sections(page.read_text(encoding="utf-8")), encoding="utf-8")
     distinct_plot.write_plot()
     throughput_plot.write_plot()
 
@@ -119,7 +122,7 @@ def _conditions(runs: Sequence[dict[str, Any]]) -> str:
         f"{job['num_sets']} interventions ({job['sets']}), or as many LoRAs (r8, q and v of every layer). {software}. "
         f"This machine's best, {peak['gemm_gflops']:.0f} GFLOP/s on large float32 products and "
         f"{peak['read_gb_per_s']:.0f} GB/s of reads, would give {' / '.join(ceilings)}. "
-        "[How to run it, and what each part asks](benchmarks/README.md)."
+        "[How to run it, and what each part asks](../benchmarks/README.md)."
     )
 
 

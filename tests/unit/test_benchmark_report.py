@@ -1,4 +1,4 @@
-"""The README's figures and its plots are those of benchmarks/results/."""
+"""The figures and plots of the README and docs/benchmarks.md are those of benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ import pytest
 from benchmarks import distinct_plot, tables, throughput_plot
 from benchmarks.figures import read_results, write_result
 from benchmarks.machine import RESULTS
-from benchmarks.report import README, section, with_sections
+from benchmarks.report import PAGES, SECTIONS, section, with_sections
 
 PLOTS = {"distinct": distinct_plot, "throughput": throughput_plot}
 
 
-def test_readme_quotes_the_kept_results() -> None:
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_quote_the_kept_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     assert text == with_sections(text), "run: python -m benchmarks.report"
+
+
+def test_every_section_is_on_a_page() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert all(text.count(marker) == 1 for marker in SECTIONS)
 
 
 def test_report_has_the_figures_of_a_gpu_once_there_is_a_record(tmp_path: Path) -> None:
@@ -42,7 +48,7 @@ def test_plots_are_drawn_from_the_results(name: str) -> None:
     drawn = plot.draw(read_results(plot.RESULT_NAMES))
     assert plot.PLOT.read_text(encoding="utf-8") == drawn, "run: python -m benchmarks.report"
     ElementTree.fromstring(drawn)  # well-formed
-    assert f"docs/{plot.PLOT.name}" in README.read_text(encoding="utf-8")
+    assert all(f"{plot.PLOT.name})" in page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def test_distinct_plot_has_a_point_for_every_measured_mix() -> None:

@@ -91,8 +91,8 @@ def test_docs_metrics_have_exactly_the_registrys() -> None:
     assert set(rows) == registered
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
-def test_pages_list_exactly_the_routes(page: str) -> None:
+@pytest.mark.parametrize(("page", "has_all"), [("README.md", False), ("docs/api.md", True)])
+def test_pages_list_only_routes_that_are_served(page: str, has_all: bool) -> None:
     served = {
         (method, re.sub(r":\w+\}", "}", route.path))
         for module in ROUTE_MODULES
@@ -108,7 +108,7 @@ def test_pages_list_exactly_the_routes(page: str) -> None:
             method = verb[0] if verb else method
             if method:
                 listed.add((method, path))
-    assert listed == served
+    assert listed == served if has_all else set() < listed < served
 
 
 def test_make_help_lists_every_target() -> None:

@@ -79,8 +79,8 @@ async def roll_back_route(
     if revision is None:
         revision = context.routes.get(tenant, task).previous
     if revision not in revisions:
-        told = "an earlier revision" if revision is None else f"revision {revision}"
-        raise TaskNotFoundError(f"The route {task!r} has no {told} that is kept", param="revision")
+        told = "earlier revision" if revision is None else f"revision {revision}"
+        raise TaskNotFoundError(f"The route {task!r} has no {told} to go back to", param="revision")
     _check_targets(context, caller, revisions[revision].definition)
     return _info(await asyncio.to_thread(context.routes.roll_back, tenant, task, revision))
 
