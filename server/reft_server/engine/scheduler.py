@@ -253,14 +253,12 @@ class Scheduler:
     def _take_place_for(self, sequence: Sequence, step: _Step) -> bool:
         """Preempt the last sequence of a tenant above its share, for one whose tenant stays within its own."""
         num_running = self.waiting.num_running
-        share = len(self.running) / self.waiting.num_active_tenants
-        tenant = sequence.request.tenant
-        greediest = max(num_running, key=lambda name: num_running[name], default=tenant)
-        if greediest == tenant or num_running[tenant] + 1 > share or num_running[greediest] <= share:
+        if num_running[sequence.request.tenant] + 1 > len(self.running) / self.waiting.num_active_tenants:
             return False
         if not self._may_preempt:
             self._wants_preemption = True
             return False
+        greediest = max(num_running, key=lambda name: num_running[name])  # where one has less, another has more
         self._preempt(max((one for one in self.running if one.request.tenant == greediest), key=_order), step)
         return True
 

@@ -40,6 +40,13 @@ def request(num_tokens: int = 8, tenant: str = "", max_tokens: int = 4, first: i
 def step(scheduler: Scheduler) -> list[ScheduledChunk]:
     """Schedule, and pretend that the model ran: every last chunk samples token 0."""
     chunks = scheduler.schedule()
+    assert sum(chunk.num_tokens for chunk in chunks) <= scheduler.settings.max_num_batched_tokens
+    assert len({chunk.sequence for chunk in chunks}) == len(chunks)
+    for chunk in chunks:
+        assert chunk.sequence in scheduler.running
+        assert chunk.sequence.slot is not None
+        assert chunk.start == chunk.sequence.num_computed_tokens
+        assert 0 < chunk.num_tokens <= chunk.sequence.slot.capacity - chunk.start
     for chunk in chunks:
         is_last = chunk.is_last
         scheduler.computed(chunk)
