@@ -18,11 +18,9 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -251,9 +249,7 @@ def run(options: Options) -> dict[str, Any]:
                 served = asyncio.run(measure_http(engine, job, tokenizer, Path(folder) / "store"))
             found.setdefault(f"engine, device {device_ms:g} ms", []).append(alone.figures())
             found.setdefault(f"HTTP, device {device_ms:g} ms", []).append(served.figures())
-    figures = {
-        name: {key: spread([one[key] for one in rounds]) for key in rounds[0]} for name, rounds in found.items()
-    }
+    figures = {name: {key: spread([one[key] for one in rounds]) for key in rounds[0]} for name, rounds in found.items()}
     for name, one in figures.items():
         print(f"{name:24}", *(f"{key} {value['median']:10.3f}" for key, value in one.items()))
     return options.keep("host", {"num_requests": num_requests, "num_tokens": num_tokens}, figures)

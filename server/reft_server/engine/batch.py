@@ -156,20 +156,20 @@ def build_batch(chunks: SequenceOf[ScheduledChunk], device: torch.device, planne
     ordered = tuple(sorted(chunks, key=_layout_key))
     token_ids: list[int] = []
     sampled_rows: list[int] = []
+    sampled: list[Sequence] = []
     scored_rows: list[int] = []
     scored: list[tuple[Sequence, int]] = []
     for chunk in ordered:
-        scores = chunk.sequence.prompt_scores
-        positions = range(0) if scores is None else scores.positions(chunk.start, chunk.start + chunk.num_tokens)
-        if positions:
-            scored_rows += [len(token_ids) + position - chunk.start for position in positions]
-            scored.append((chunk.sequence, len(positions)))
-        token_ids += chunk.sequence.token_ids[chunk.start : chunk.start + chunk.num_tokens]
+        sequence, start, end = chunk.sequence, chunk.start, chunk.start + chunk.num_tokens
+        if sequence.prompt_scores is not None and (positions := sequence.prompt_scores.positions(start, end)):
+            scored_rows += [len(token_ids) + position - start for position in positions]
+            scored.append((sequence, len(positions)))
+        token_ids += sequence.token_ids[start:end]
         if chunk.is_sampled:
             sampled_rows.append(len(token_ids) - 1)
-    sampled_sequences = tuple(chunk.sequence for chunk in ordered if chunk.is_sampled)
+            sampled.append(sequence)
     rows = sampled_rows + scored_rows
-    return Batch(ordered, token_ids, rows, sampled_sequences, tuple(scored), planner.plan(ordered), device)
+    return Batch(ordered, token_ids, rows, tuple(sampled), tuple(scored), planner.plan(ordered), device)
 
 
 def _layout_key(chunk: ScheduledChunk) -> tuple[bool, int, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable
+from functools import cached_property
 
 from .kv_cache import KVCache
 from .kv_memory import BLOCK_SIZE, KVAllocator, KVLayout, KVSlot
@@ -50,7 +51,7 @@ class PagedSlot(KVSlot):
         """Where a token's K and V are: page * BLOCK_SIZE + offset."""
         return self.pages[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
 
-    @property
+    @cached_property
     def order(self) -> tuple[int, int]:
         return id(self.pool), self._number
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +26,7 @@ NOT_FINITE = -1
 TOO_WIDE = -2
 
 
-@dataclass(frozen=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """The token chosen for one row; `is_finite` False means that the logits held NaN or infinity.
 
     `is_late`: it was chosen on the host after its step, so that a step which was launched meanwhile has not seen it.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import NamedTuple
 
 from reft_server.errors import EngineOverloadedError, ReftError, RequestTimeoutError
 
@@ -17,10 +19,10 @@ _DECODE_COST = 2.0  # virtual tokens that a generated token counts for; a prompt
 _EXCLUSIVE_PREFILL = 128  # prompt tokens of one tenant in a step, after which other tenants' prompts wait
 _YIELDING_PREFILL = 64  # prompt tokens in a step of a tenant that was served more than another one
 _HOLD_STEPS = 64  # after a preemption for want of KV nobody is admitted until a sequence ends, or for so many steps
+_order = attrgetter("order")
 
 
-@dataclass(frozen=True)
-class ScheduledChunk:
+class ScheduledChunk(NamedTuple):
     """Tokens `[start, start + num_tokens)` of one sequence."""
 
     sequence: Sequence
@@ -35,7 +37,7 @@ class ScheduledChunk:
     @property
     def is_sampled(self) -> bool:
         """Its last row's logits give the next token."""
-        return self.is_last and self.sequence.is_generating
+        return self.sequence.is_generating and self.is_last
 
 
 @dataclass
@@ -62,9 +64,10 @@ class _Step:
 
     def score_room(self, sequence: Sequence) -> int:
         """How many tokens of this sequence the step may hold, for the logits that its prompt's scores need."""
-        scores, room = sequence.prompt_scores, None
-        if scores is not None:
-            room = scores.max_tokens(sequence.num_computed_tokens, MAX_ROWS - self.num_scored_rows)
+        scores = sequence.prompt_scores
+        if scores is None:
+            return self.budget
+        room = scores.max_tokens(sequence.num_computed_tokens, MAX_ROWS - self.num_scored_rows)
         return self.budget if room is None else room
 
     def drop(self, sequence: Sequence) -> None:
@@ -184,12 +187,12 @@ class Scheduler:
         return self.waiting.num_running[tenant] * self.waiting.num_active_tenants > self.settings.max_num_seqs
 
     def _decode(self, step: _Step, newcomer: Sequence | None) -> None:
-        decoding = (one for one in self.running if one.num_pending_tokens == 1 and not one.is_complete)
-        for sequence in sorted(decoding, key=_order):
+        for sequence in sorted([one for one in self.running if one.is_decoding], key=_order):
             if sequence is newcomer:
                 continue
             is_paused = newcomer is not None and self._is_greedy(sequence.request.tenant)
-            if step.budget > 0 and not is_paused and sequence in self.running and self._ensure_room(sequence, step):
+            is_running = sequence.slot is not None  # not preempted for one before it
+            if step.budget > 0 and not is_paused and is_running and self._ensure_room(sequence, step):
                 self._append(step, sequence, 1)
 
     def _prefill(self, step: _Step) -> None:
@@ -217,13 +220,13 @@ class Scheduler:
                 may_admit = False
 
     def _append(self, step: _Step, sequence: Sequence, room: int) -> None:
-        start = sequence.num_computed_tokens
-        num_tokens = min(sequence.num_pending_tokens, room, step.score_room(sequence))
+        start, num_pending = sequence.num_computed_tokens, sequence.num_pending_tokens
+        num_tokens = min(num_pending, room, step.score_room(sequence))
         step.chunks.append(ScheduledChunk(sequence, start, num_tokens))
         if sequence.prompt_scores is not None:
             step.num_scored_rows += len(sequence.prompt_scores.positions(start, start + num_tokens))
         step.budget -= num_tokens
-        tenant, is_prefill = sequence.request.tenant, sequence.num_pending_tokens > 1
+        tenant, is_prefill = sequence.request.tenant, num_pending > 1
         if is_prefill:
             step.prefill_tenant = tenant
             step.num_prefill_tokens += num_tokens
@@ -281,7 +284,3 @@ class Scheduler:
         self.running.remove(sequence)
         self._placement.release(sequence)
         self.waiting.take_back(sequence)
-
-
-def _order(sequence: Sequence) -> tuple[float, int]:
-    return sequence.order

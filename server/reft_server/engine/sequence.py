@@ -118,6 +118,9 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.prompt_length = len(self.token_ids)
         self.edits = resolve_edits(request.interventions, self.prompt_length)
+        # The most K and V that it can need: the last token that is sampled is never computed.
+        self.max_num_tokens = self.prompt_length + max(request.sampling.max_tokens - 1, 0)
+        self.is_generating = request.sampling.max_tokens > 0 and not request.captures  # else its prompt is only read
         self.edits_generated = any(last is None for edit in self.edits for _, last in edit.intervals)
         self._kv_edits = tuple(edit for edit in self.edits if changes_kv(edit.site, num_layers))
         self._first_captured = min((one.positions[0] for one in request.captures if one.positions), default=None)
@@ -138,6 +141,13 @@ class Sequence:
         grammar = request.sampling.grammar
         self.matcher = None if grammar is None else grammar.matcher()
         self.logits_processor = logits_processor(request.sampling, self.prompt_length, eos_token_ids, self.matcher)
+        # Something between two of its steps is decided on the host, besides when it ends.
+        self.needs_host = bool(
+            self.logits_processor is not None
+            or request.sampling.num_logprobs is not None
+            or self.prompt_scores is not None
+            or request.captures
+        )
         self.arrival_time_s = time.monotonic()
         self.order = (self.arrival_time_s + _PRIORITY_STEP_S * request.priority, next(_arrivals))
 
@@ -147,19 +157,10 @@ class Sequence:
         return len(self.token_ids) - self.num_expected_tokens - self.prompt_length
 
     @property
-    def is_complete(self) -> bool:
-        """Whether its last token is known or expected: nothing of it is left to compute."""
-        return len(self.token_ids) > self.max_num_tokens
-
-    @property
-    def needs_host(self) -> bool:
-        """Whether something between two of its steps is decided on the host, besides when it ends."""
-        return bool(
-            self.logits_processor is not None
-            or self.sampling.num_logprobs is not None
-            or self.prompt_scores is not None
-            or self.request.captures
-        )
+    def is_decoding(self) -> bool:
+        """Whether one token is to be computed, and it is not the last one."""
+        num_tokens = len(self.token_ids)
+        return num_tokens == self.num_computed_tokens + 1 and num_tokens <= self.max_num_tokens
 
     def expect_token(self) -> None:
         """A step was launched that chooses the next token."""
@@ -182,16 +183,6 @@ class Sequence:
     def num_pending_tokens(self) -> int:
         """Tokens that are known or expected but not in the KV cache yet: the prompt's rest, or the one just sampled."""
         return len(self.token_ids) - self.num_computed_tokens
-
-    @property
-    def max_num_tokens(self) -> int:
-        """The most KV this sequence can need; the last token sampled is never computed."""
-        return self.prompt_length + max(self.sampling.max_tokens - 1, 0)
-
-    @property
-    def is_generating(self) -> bool:
-        """Whether tokens follow the prompt: not where it is only read."""
-        return self.sampling.max_tokens > 0 and not self.request.captures
 
     @property
     def prompt_tokens(self) -> tuple[TokenOutput, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import replace
 
 from reft_server.errors import EngineStepError, ReftError
 
@@ -158,30 +157,29 @@ class StepRunner:
         if not token.is_finite or not sequence.has_finite_scores:
             self._fail_not_finite(sequence)
             return
-        sequence.receive_token(token.token_id)
+        token_id, sampling, matcher = token.token_id, sequence.sampling, sequence.matcher
+        sequence.receive_token(token_id)
         if token.is_late and self._in_flight is not None:
             self._in_flight.void(sequence)
             sequence.expect_nothing()
         self._counters["generated_tokens"] += 1
-        sampling = sequence.sampling
-        matcher = sequence.matcher
-        is_eos = token.token_id in self._eos_token_ids and not (sampling.ignore_eos and matcher is None)
-        is_stop_token = is_eos or token.token_id in sampling.stop_token_ids
+        is_eos = token_id in self._eos_token_ids and not (sampling.ignore_eos and matcher is None)
+        is_stop_token = is_eos or token_id in sampling.stop_token_ids
         if matcher is not None and not is_stop_token:
-            matcher.accept(token.token_id)
+            matcher.accept(token_id)
         if matcher is not None and matcher.error is not None:
             self.finish(sequence, "error", matcher.error)
             return
         reason: FinishReason | None = None
+        num_generated = sequence.num_generated_tokens
         if is_stop_token or (matcher is not None and matcher.is_complete):
             reason = "stop"
-        elif sequence.num_generated_tokens >= sampling.max_tokens:
+        elif num_generated >= sampling.max_tokens:
             reason = "length"
-        output = TokenOutput(token.token_id, token.logprob, token.top_logprobs, reason, is_stop_token)
-        if sequence.num_generated_tokens == 1:
+        output = TokenOutput(token_id, token.logprob, token.top_logprobs, reason, is_stop_token)
+        if num_generated == 1:
             num_cached = sequence.num_cached_tokens or 0
-            output = replace(
-                output,
+            output = output._replace(
                 num_cached_tokens=num_cached,
                 queue_time_s=sequence.queue_time_s,
                 prompt_tokens=sequence.prompt_tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,8 +129,7 @@ class GenerationRequest:
     captures: tuple[RowCapture, ...] = ()
 
 
-@dataclass(frozen=True)
-class TokenOutput:
+class TokenOutput(NamedTuple):
     """One generated token, or the end of the sequence.
 
     `token_id` is None only in a last event that carries no token (cancelled, error, the end of a capture).

@@ -186,8 +186,9 @@ def _sources(batch: Batch, previous: LaunchedStep | None) -> list[int] | None:
     if EXPECTED not in batch.token_ids:
         return None
     assert previous is not None  # whose tokens are expected
-    rows: list[int] = []
-    for chunk in batch.chunks:
-        is_expected = chunk.sequence.token_ids[chunk.start + chunk.num_tokens - 1] == EXPECTED
-        rows += [-1] * (chunk.num_tokens - 1) + [previous.rows[chunk.sequence] if is_expected else -1]
-    return rows
+    sources, row = [-1] * batch.num_tokens, -1
+    for sequence, _, num_tokens in batch.chunks:
+        row += num_tokens
+        if batch.token_ids[row] == EXPECTED:
+            sources[row] = previous.rows[sequence]
+    return sources

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reft_server.engine.batch import Batch
@@ -14,6 +17,24 @@ from reft_server.engine.sampler import NUM_CANDIDATES, NUM_DRAW_VALUES, DrawSett
 from reft_server.engine.sequence import Sequence
 
 from .graph_capture import Capture, smallest_size
+
+_UNIFORM = 1  # the row of `DrawSettings.unpack`'s argument that changes from step to step
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How a step's rows choose.
+
+    Args:
+        orders: which sequences they are; naming them so keeps none of them alive.
+        columns: `[NUM_DRAW_VALUES, size]`, as `DrawSettings.unpack` takes them.
+    """
+
+    orders: list[tuple[float, int]]
+    columns: NDArray[np.float64]
+    has_plain: bool
+    has_truncated: bool
+    may_be_wide: bool
 
 
 class DeviceSampler:
@@ -35,6 +56,7 @@ class DeviceSampler:
         self._settings = torch.zeros(NUM_DRAW_VALUES * max_rows, dtype=torch.float64, device=device)
         self._sizes = sizes
         self._capture = capture
+        self._rows: _Rows | None = None
         self._replays: dict[tuple[int, bool, bool], Callable[[], None]] = {}
 
     def launch(self, batch: Batch, uniforms: Mapping[Sequence, float]) -> LaunchedStep:
@@ -44,18 +66,16 @@ class DeviceSampler:
             uniforms: a number for each sequence that draws.
         """
         sequences = batch.sampled_sequences
-        num_rows, vocab_size = len(sequences), self.logits.shape[-1]
-        truncated = {one for one in uniforms if is_truncated(one.sampling, vocab_size)}
+        num_rows, may_be_wide = len(sequences), False
         if sequences:
             size = smallest_size(self._sizes, num_rows)
-            replay = self._replay(size, has_plain=len(truncated) < len(uniforms), has_truncated=bool(truncated))
+            rows = self._update_rows(size, sequences)
+            may_be_wide = rows.may_be_wide
             if uniforms:
-                values = [DrawSettings.values(one.sampling, uniforms.get(one, 0.0), vocab_size) for one in sequences]
-                values += [(0.0,) * NUM_DRAW_VALUES] * (size - num_rows)
-                columns = to_host(list(zip(*values, strict=True)), torch.float64, self._settings.device)
+                rows.columns[_UNIFORM, :num_rows] = [uniforms.get(one, 0.0) for one in sequences]
+                columns = to_host(rows.columns, torch.float64, self._settings.device)
                 self._packed(size).copy_(columns, non_blocking=True)
-            replay()
-        may_be_wide = any(not 0 < one.sampling.top_k <= NUM_CANDIDATES for one in truncated)
+            self._replay(size, has_plain=rows.has_plain, has_truncated=rows.has_truncated)()
         logits = self.logits[:num_rows].clone() if may_be_wide else None  # the next step overwrites them
         chosen = torch.empty(num_rows, dtype=torch.int64, pin_memory=self.tokens.device.type == "cuda")
         chosen.copy_(self.tokens[:num_rows], non_blocking=True)
@@ -66,6 +86,24 @@ class DeviceSampler:
         for has_plain in (False, True):
             for has_truncated in (False, True):
                 self._replay(size, has_plain=has_plain, has_truncated=has_truncated)
+
+    def _update_rows(self, size: int, sequences: tuple[Sequence, ...]) -> _Rows:
+        """How the sequences choose; worked out again only where they are others than in the last step."""
+        orders = [one.order for one in sequences]
+        if self._rows is None or self._rows.orders != orders or self._rows.columns.shape[1] != size:
+            vocab_size = self.logits.shape[-1]
+            values = [DrawSettings.values(one.sampling, 0.0, vocab_size) for one in sequences]
+            values += [(0.0,) * NUM_DRAW_VALUES] * (size - len(sequences))
+            drawn = [one.sampling for one in sequences if one.sampling.temperature > 0]
+            truncated = [one for one in drawn if is_truncated(one, vocab_size)]
+            self._rows = _Rows(
+                orders,
+                np.array(values, np.float64).T.copy(),
+                has_plain=len(truncated) < len(drawn),
+                has_truncated=bool(truncated),
+                may_be_wide=any(not 0 < one.top_k <= NUM_CANDIDATES for one in truncated),
+            )
+        return self._rows
 
     def _replay(self, size: int, *, has_plain: bool, has_truncated: bool) -> Callable[[], None]:
         key = (size, has_plain, has_truncated)

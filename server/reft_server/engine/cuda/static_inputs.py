@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,8 @@ class StaticInputs:
         self._tables = torch.zeros(max_rows, max_pages, dtype=torch.int32, device=device)
         self._edit_table = torch.zeros(num_layers * max_rows, NUM_FIELDS, dtype=torch.int64, device=device)
         self._edit_index = torch.full((num_layers * max_rows,), -1, dtype=torch.int32, device=device)
-        self._in_tables: list[tuple[tuple[int, int], int]] = []
+        self._known_tables = np.zeros((max_rows, max_pages), np.int32)  # what `_tables` holds
+        self._in_tables: list[tuple[tuple[int, int], int]] = [((0, 0), 0)] * max_rows
         self._in_edits: tuple[EditTables, int] | None = None
 
     def step(self, size: int, pool: PagePool, *, has_edits: bool) -> TritonStep:
@@ -95,14 +97,20 @@ class StaticInputs:
             sources + [-1] * num_padding,
         )
         self._rows(size).copy_(to_host(rows, torch.int64, self._device), non_blocking=True)
+        self._fill_tables(slots)
+
+    def _fill_tables(self, slots: list[PagedSlot]) -> None:
+        """The rows' pages, all in one copy where any row has changed; behind them stands what was there before."""
         in_tables = [(slot.order, len(slot.pages)) for slot in slots]
-        if in_tables != self._in_tables[: len(slots)]:
-            width = max(len(slot.pages) for slot in slots)
-            tables = to_host(
-                [slot.pages + [0] * (width - len(slot.pages)) for slot in slots], torch.int32, self._device
-            )
-            self._tables[: len(slots), :width].copy_(tables, non_blocking=True)
-            self._in_tables = in_tables
+        if in_tables == self._in_tables[: len(slots)]:
+            return
+        for row, (slot, has, had) in enumerate(zip(slots, in_tables, self._in_tables, strict=False)):
+            if has != had:
+                self._known_tables[row, : len(slot.pages)] = slot.pages
+        self._in_tables[: len(slots)] = in_tables
+        width = max(num_pages for _, num_pages in in_tables)
+        tables = np.ascontiguousarray(self._known_tables[: len(slots), :width])  # else the copy would wait
+        self._copy(torch.from_numpy(tables), self._tables[: len(slots), :width])
 
     def fill_edits(self, size: int, tables: EditTables) -> None:
         """A decode step's edits: tables on the host, with at most one edit of a row behind each layer."""
