@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import uvicorn
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -45,6 +44,7 @@ from reft_server.engine.launched import LaunchedStep
 from reft_server.engine.packed_model import PackedModel
 from reft_server.engine.pool import InterventionPool
 from reft_server.engine.types import ModelInfo
+from reft_server.http_server import HttpServer
 from reft_server.registry import Registry
 
 _MAX_MODEL_LEN = 2048
@@ -106,7 +106,7 @@ class FreeModel(GraphedModel):
         return launched
 
 
-def _capture_nothing(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+def _capture_nothing(_: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     return lambda: None, torch.empty(0)
 
 
@@ -168,7 +168,7 @@ class _Meter:
 
 async def measure_engine(engine: LocalEngine, job: Job, prompt_ids: list[int]) -> Costs:
     """The engine with readers that drop what they get."""
-    sampling = SamplingParams(max_tokens=job.num_tokens, temperature=0.0, ignore_eos=True)
+    sampling = SamplingParams(job.num_tokens, temperature=0.8, top_p=0.95, seed=1, ignore_eos=True)
 
     async def read(number: int) -> None:
         async for _ in engine.submit(GenerationRequest(str(number), tuple(prompt_ids), sampling)):
@@ -189,7 +189,8 @@ async def measure_http(engine: LocalEngine, job: Job, tokenizer: Any, folder: Pa
     registry = Registry(InterventionStore(folder), InterventionPool(1 << 20), engine, spec, FileLimits())
     app = create_app(engine, tokenizer, registry, ApiSettings(max_concurrent_requests=job.num_requests))
     listener = socket.create_server(("127.0.0.1", 0), backlog=job.num_requests)
-    server = uvicorn.Server(HttpConfig(app, ConnectionLimits(), log_config=None, access_log=False))
+    config = HttpConfig(app, ConnectionLimits(), log_config=None, access_log=False)
+    server = HttpServer(config, "", engine.stop, grace_s=1.0, stop_deadline_s=10.0)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.01)
@@ -212,9 +213,14 @@ def run_clients(port: int, job: Job) -> None:
     """
     body = json.dumps(
         {
-            "prompt": job.prompt, "max_tokens": job.num_tokens, "temperature": 0, "stream": True, "ignore_eos": True
+            "prompt": job.prompt,
+            "max_tokens": job.num_tokens,
+            "temperature": 0.8,
+            "top_p": 0.95,
+            "stream": True,
+            "ignore_eos": True,
         }
-    ).encode()  # fmt: skip
+    ).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
 
     async def client() -> None:
@@ -237,7 +243,7 @@ def run(options: Options) -> dict[str, Any]:
     """Measure, keep and print."""
     tokenizer = AutoTokenizer.from_pretrained(options.model.path)
     text = tokenizer.encode((Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")[:20_000])
-    num_requests, num_tokens = (8, 16) if options.is_quick else (256, 128)
+    num_requests, num_tokens = (8, 16) if options.is_quick else (256, 256)
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.num_rounds(3)):
         for device_ms in (0.0, 7.0):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -155,7 +154,7 @@ class FakeStream:
             outputs.append(self._output(token_id, reason, is_stop_token=is_stop))
             if is_last:
                 break
-        return [replace(outputs[0], prompt_tokens=self._prompt_tokens()), *outputs[1:]]
+        return [outputs[0]._replace(prompt_tokens=self._prompt_tokens()), *outputs[1:]]
 
     def _prompt_tokens(self) -> tuple[TokenOutput, ...]:
         if self._request.sampling.num_prompt_logprobs is None:

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from reft_client.types import Timing
 from reft_server.engine.types import GenerationRequest, TokenOutput, TokenStream
@@ -24,8 +25,7 @@ from .translation import GenerationPlan
 _LOGGED_HASH_LENGTH = len("sha256:") + 12  # as many digits as a reference to a version needs
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(NamedTuple):
     """The next piece of one choice.
 
     Args:
@@ -139,10 +139,13 @@ class Choice:
         self._observe_start(outputs[0].queue_time_s)
         text, self._echo = self._echo, ""
         tokens = list(outputs[0].prompt_tokens)
-        offsets = self._tokenization.text_offsets([token.token_id or 0 for token in tokens], text)
+        offsets = self._tokenization.text_offsets([one.token_id or 0 for one in tokens], text) if tokens else []
+        num_cached = 0
         ids: list[int] = []
         finish_reason: str | None = None
         for output in outputs:
+            num_cached += output.num_cached_tokens
+            self._queue_s += output.queue_time_s
             if output.token_id is not None:
                 self._observe_token()
                 self.num_tokens += 1
@@ -157,7 +160,6 @@ class Choice:
             if self._stops.is_stopped:
                 finish_reason = "stop"
                 break
-        self._queue_s += sum(output.queue_time_s for output in outputs)
         return Delta(
             self._index,
             text,
@@ -165,7 +167,7 @@ class Choice:
             tuple(offsets),
             tuple(ids),
             finish_reason,
-            num_cached_tokens=sum(output.num_cached_tokens for output in outputs),
+            num_cached_tokens=num_cached,
             timing=None if finish_reason is None else self._timing(),
         )
 
@@ -197,7 +199,7 @@ class Choice:
         reason = delta.finish_reason
         if reason == "stop" and parser.has_calls and parser.ends_with_calls:
             reason = "tool_calls"
-        return replace(delta, text=text, calls=calls, finish_reason=reason)
+        return delta._replace(text=text, calls=calls, finish_reason=reason)
 
     def _pass_on(self, settled: str) -> str:
         self._num_characters += len(settled)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from reft_client.types import (
     AssistantMessage,
@@ -41,6 +42,8 @@ from .tokenization import Tokenization
 from .tool_calls import CallPiece
 from .translation import GenerationPlan
 
+_MARK = "\0"  # stands for a text; what comes after the text in an event holds none
+
 
 class Output(ABC):
     """Writes the answers of one request."""
@@ -52,6 +55,7 @@ class Output(ABC):
         self._num_completion_tokens = 0
         self._num_cached_tokens = 0
         self._started: set[int] = set()
+        self._around_text: dict[int, tuple[str, str]] = {}
 
     @property
     @abstractmethod
@@ -78,7 +82,19 @@ class Output(ABC):
             return None
         is_first = delta.index not in self._started
         self._started.add(delta.index)
-        return self._chunk(delta, is_first=is_first).model_dump_json(exclude_unset=True)
+        has_more = delta.calls or delta.finish_reason or self.has_logprobs or self._body.return_token_ids
+        if is_first or has_more:
+            return self._chunk(delta, is_first=is_first).model_dump_json(exclude_unset=True)
+        return self._text_chunk(delta)
+
+    def _text_chunk(self, delta: Delta) -> str:
+        """The event of a piece that is nothing but text: all of them are the same around it."""
+        if delta.index not in self._around_text:
+            event = self._chunk(Delta(delta.index, _MARK, (), (), (), None), is_first=False)
+            before, _, after = event.model_dump_json(exclude_unset=True).rpartition(to_json(_MARK).decode())
+            self._around_text[delta.index] = before, after
+        before, after = self._around_text[delta.index]
+        return before + to_json(delta.text).decode() + after
 
     def usage_chunk(self) -> str:
         """The event after the last piece, with the counts and no choices."""
