@@ -77,8 +77,8 @@ class HttpServer(uvicorn.Server):
         self._loop = loop
         if self._reload is not None:
             loop.add_signal_handler(signal.SIGHUP, self._start_reload)
-        # A full collection walks all objects, and nothing runs meanwhile: 0.25 s with torch and transformers. What is here
-        # now stays, so that later ones look at requests alone.
+        # A full collection walks all objects, and nothing runs meanwhile: 0.25 s with torch and transformers. What is
+        # here now stays, so that later ones look at requests alone.
         gc.collect()
         gc.freeze()
         if self.started:

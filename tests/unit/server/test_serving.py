@@ -25,7 +25,7 @@ from reft_server.registry import Registry
 from reft_server.serving import build_app
 
 HANGING_SERVER = """
-import asyncio, socket, uvicorn
+import asyncio, gc, socket, uvicorn
 from reft_server.http_server import HttpServer
 
 async def app(scope, receive, send):
@@ -33,6 +33,7 @@ async def app(scope, receive, send):
     await receive()
     await send({"type": "lifespan.startup.complete"})
     await receive()
+    print(gc.get_freeze_count() > 10_000, flush=True)
     await asyncio.sleep(3600)  # a shutdown that never ends
 
 listener = socket.socket()
@@ -131,6 +132,7 @@ def test_signal_ends_a_shutdown_that_hangs() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=60)
+    assert stdout == "True\n", "full collections have to pass over all modules"
     assert process.returncode == 1
     assert stderr.splitlines()[-1] == "reft-serve: the shutdown took too long; ending without it"

@@ -78,3 +78,16 @@ def test_greedy_rows_need_no_settings_and_no_draws() -> None:
     sampler.logits[:2, 6] = 2.0
     assert [token.token_id for _, token in sampler.launch(batch(rows[:2]), {}).read()] == [6, 6]
     assert graphs.num_captured == 1
+
+
+def test_rows_are_chosen_by_their_own_settings_when_others_take_their_place() -> None:
+    sampler = DeviceSampler([4], VOCAB_SIZE, torch.device("cpu"), RecordedGraphs())
+    settings = [PLAIN[0], PLAIN[1], TRUNCATED[0], TRUNCATED[3]]
+    ours, theirs = sequences(settings, 1), sequences(settings, 1)
+    logits = torch.randn(4, VOCAB_SIZE, generator=torch.Generator().manual_seed(2))
+    for order in ([0, 1, 2, 3], [0, 1, 2, 3], [3, 2, 1, 0], [0, 3], [1], [2, 0]):
+        rows = tuple(ours[i] for i in order)
+        expected = sample(logits[order], tuple(theirs[i] for i in order))
+        sampler.logits[: len(order)] = logits[order]
+        launched = sampler.launch(batch(rows), {one: one.random.random() for one in rows if one.sampling.temperature})
+        assert [token.token_id for _, token in launched.read()] == [token.token_id for token in expected]
