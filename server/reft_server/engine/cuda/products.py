@@ -123,8 +123,8 @@ class Products:
 
     def make(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """A product with a frozen weight `[num_outputs, width]`, which may be freed afterwards."""
-        is_timed = weight.device.type == "cuda" and weight.dtype in _DTYPES
-        if not (is_timed or self._fixed):
+        is_wanted = weight.device.type == "cuda" or bool(self._fixed)
+        if not is_wanted or weight.dtype not in _DTYPES:
             return make_linear(weight, bias)
         num_outputs, width = weight.shape
         shape = self._shapes[num_outputs, width, bias is not None]
@@ -140,20 +140,30 @@ class Products:
         for (num_outputs, width, _), shape in self._shapes.items():
             shape.choice.clear()
             usable = list(_usable(shape.products[0], tiles))
-            found = {num_rows: _fastest(shape.products, num_rows, usable, timer) for num_rows in TIMED_ROWS}
+            if not usable:
+                continue
+            found: dict[int, Tile | None] = {}
+            for num_rows in TIMED_ROWS:
+                seconds = _time(shape.products, num_rows, usable, timer)
+                best = min(seconds, key=lambda tile: seconds[tile])
+                found[num_rows] = best if seconds[best] < (1 - _LEAST_GAIN) * seconds[None] else None
+                logger.info(
+                    "product chosen outputs=%d width=%d rows=%d by=%s us=%s",
+                    *(num_outputs, width, num_rows, _name(found[num_rows])),
+                    {_name(tile): round(1e6 * one, 1) for tile, one in seconds.items()},
+                )
             for num_rows in range(1, MAX_ROWS + 1):
                 tile = found[smallest_size(TIMED_ROWS, num_rows)]
                 if tile is not None:
                     shape.choice[num_rows] = tile
-            names = {rows: "cublas" if one is None else f"triton-{one.num_outputs}" for rows, one in found.items()}
-            logger.info("product chosen outputs=%d width=%d by_rows=%s", num_outputs, width, names)
 
 
 def _usable(product: _Product, tiles: Sequence[Tile]) -> Iterator[Tile]:
     """Tiles that this device's compiler takes, and that multiply right."""
     weight = product.weight
     hidden = torch.randn(MAX_ROWS, weight.shape[1], device=weight.device).to(weight.dtype)
-    expected = F.linear(hidden, weight, product.bias).float()
+    theirs = F.linear(hidden, weight, product.bias)  # kept: a kernel that writes nothing must not find it in its memory
+    expected = theirs.float()
     for tile in tiles:
         try:
             found = few_rows(hidden, weight, product.bias, tile).float()
@@ -168,7 +178,8 @@ def _usable(product: _Product, tiles: Sequence[Tile]) -> Iterator[Tile]:
             logger.warning("product unavailable tile=%s reason=differs by %.1e of the spread", tile, difference)
 
 
-def _fastest(products: Sequence[_Product], num_rows: int, tiles: Sequence[Tile], timer: Timer) -> Tile | None:
+def _time(products: Sequence[_Product], num_rows: int, tiles: Sequence[Tile], timer: Timer) -> dict[Tile | None, float]:
+    """Seconds of one product by cuBLAS (None) and by each tile."""
     weight = products[0].weight
     hidden = torch.randn(num_rows, weight.shape[1], device=weight.device).to(weight.dtype)
 
@@ -180,10 +191,13 @@ def _fastest(products: Sequence[_Product], num_rows: int, tiles: Sequence[Tile],
                 out = few_rows(hidden, one.weight, one.bias, tile)
         return out
 
-    cublas_s, *tile_s = timer([partial(run_all, tile) for tile in (None, *tiles)])
-    logger.debug("product timed shape=%s rows=%d cublas_s=%.2e tile_s=%s", weight.shape, num_rows, cublas_s, tile_s)
-    best_s, best = min(zip(tile_s, tiles, strict=True), key=lambda one: one[0], default=(cublas_s, None))
-    return best if best_s < (1 - _LEAST_GAIN) * cublas_s else None
+    candidates = (None, *tiles)
+    seconds = timer([partial(run_all, tile) for tile in candidates])
+    return {tile: one / len(products) for tile, one in zip(candidates, seconds, strict=True)}
+
+
+def _name(tile: Tile | None) -> str:
+    return "cublas" if tile is None else f"triton-{tile.num_outputs}"
 
 
 def replay_timer(capture: Capture) -> Timer:

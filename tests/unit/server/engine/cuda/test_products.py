@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from reft_server.engine import EngineSettings, build_engine
 from reft_server.engine.cuda.products import DEFAULT_TILE, MAX_ROWS, TILES, Products, Tile, Timer, few_rows
+from reft_server.errors import ConfigurationError
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -88,15 +92,26 @@ def test_a_tile_that_does_not_compile_or_is_wrong_is_not_timed(
         products.choose(timer(OURS_FASTER), (broken, TILES[0]))
     assert chosen(products, (16, 24))[1:-1] == [TILES[0]] * 8
     assert sum("product unavailable" in one for one in caplog.messages) == 1
-    assert caplog.messages[-1].startswith("product chosen outputs=16 width=24 by_rows={1: 'triton-16'")
+    assert caplog.messages[-1] == (
+        "product chosen outputs=16 width=24 rows=8 by=triton-16 us={'cublas': 10000000.0, 'triton-16': 9000000.0}"
+    )
 
     monkeypatch.setattr("reft_server.engine.cuda.products.few_rows", lambda *args: few_rows(*args) + torch.nan)
     products.choose(timer(OURS_FASTER))
     assert chosen(products, (16, 24))[1:-1] == [None] * 8
 
 
-def test_nothing_is_chosen_where_nothing_can_be_timed() -> None:
-    products = Products()
-    product = products.make(rand(16, 24).cpu())
+@pytest.mark.parametrize(("tile", "dtype"), [(None, torch.float32), (DEFAULT_TILE, torch.float64)])
+def test_nothing_is_chosen_where_nothing_can_be(tile: Tile | None, dtype: torch.dtype) -> None:
+    """On a CPU nothing can be timed, and the kernel does not know float64."""
+    products = Products(tile)
+    weight, hidden = rand(16, 24, dtype=dtype).cpu(), rand(2, 24, dtype=dtype).cpu()
+    assert torch.allclose(products.make(weight)(hidden), hidden @ weight.T, atol=1e-5)
     assert not products._shapes
-    assert product(rand(2, 24).cpu()).shape == (2, 16)
+
+
+def test_products_are_refused_where_there_are_no_such_kernels(tiny_model: Any) -> None:
+    settings = EngineSettings(products="triton", model_path="packed", kernels="torch")
+    with pytest.raises(ConfigurationError, match="needs the packed path with Triton") as caught:
+        build_engine(copy.deepcopy(tiny_model("llama")), "tiny", settings)
+    assert caught.value.param == "engine_products"
