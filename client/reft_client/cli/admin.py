@@ -170,7 +170,8 @@ def _audit(args: argparse.Namespace, client: ReftClient, terminal: Terminal) -> 
         num_left = None if num_left is None else num_left - len(page.data)
         after, has_more = page.last_id, page.has_more
     if not args.json:
-        terminal.table(("id", "time", "actor", "key", "action", "tenant", "target", "details"), rows)
+        header = ("id", "time", "actor", "key", "action", "tenant", "target", "details")
+        terminal.table(header, rows, optional=("key", "id"))
     return 0
 
 

@@ -10,7 +10,6 @@ from typing import TextIO
 
 from pydantic import BaseModel
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -19,8 +18,9 @@ from ..errors import InvalidArgumentError
 
 __all__ = ["Terminal", "format_size", "format_time", "printable"]
 
-_UNBOUNDED = 100_000
-"""Characters of a line: more than any table needs."""
+_GAP = 2
+_FOLDED = 24
+"""Characters in which a longer cell still reads well."""
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -44,13 +44,10 @@ def format_time(unix_s: int) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    return table
+def _width(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Of a table whose longest cells are folded."""
+    columns = zip(header, *rows, strict=True)
+    return sum(min(max(map(len, column)), _FOLDED) + _GAP for column in columns) - _GAP
 
 
 @dataclass(frozen=True)
@@ -116,13 +113,16 @@ class Terminal:
                 )
             return
         console = Console(file=self.stdout)
-        table = _aligned(header, rows)
         for name in optional:
-            if Measurement.get(console, console.options.update(width=_UNBOUNDED), table).maximum <= console.width:
+            if _width(header, rows) <= console.width:
                 break
             left_out = header.index(name)
             header, *rows = ([*row[:left_out], *row[left_out + 1 :]] for row in (header, *rows))
-            table = _aligned(header, rows)
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+        for name in header:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
         console.print(table)
 
     def progress(self) -> Progress:

@@ -45,6 +45,15 @@ def test_narrow_terminal_goes_without_columns_and_wraps_none(
     assert [line[0] for line in lines] == ["name", "a", "b"]
 
 
+def test_long_cell_is_folded_before_a_column_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    screen = Screen()
+    rows = [("a", "," * 60, "4.0 KiB")]
+    Terminal(io.StringIO(), screen, Screen()).table(("name", "layers", "size"), rows, optional=("size",))
+    assert "size" in screen.getvalue()
+    assert "4.0 KiB" in screen.getvalue()
+
+
 def test_table_in_a_pipe_has_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "8")
     out = io.StringIO()
