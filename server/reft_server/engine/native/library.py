@@ -23,7 +23,6 @@ class NativeLibrary:
     """The functions of `csrc/model.c`. A call releases the interpreter's lock while it runs.
 
     Attributes:
-        lanes: floats of one vector.
         panel_columns: columns of one panel of weights.
     """
 
@@ -36,7 +35,7 @@ class NativeLibrary:
             raise NativeUnavailableError(f"{path} can't be loaded: {error}") from error
         described = (c_int64 * (2 + len(SIZES)))()
         self._library.reft_describe(described)
-        self.lanes, self.panel_columns, *sizes = described
+        _, self.panel_columns, *sizes = described
         if tuple(sizes) != SIZES:
             raise NativeUnavailableError(f"{path} has structures of other sizes: {sizes}, not {list(SIZES)}")
 
