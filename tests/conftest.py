@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from reft_interventions import FORMULAS, BaseModelRef, InterventionSet, InterventionSpec, Manifest, base_model_spec
 from reft_interventions.components import ROW_KINDS, is_head, whole_component
-from reft_interventions.model_tree import site_width
+from reft_interventions.model_tree import site_width, use_exact_attention
 
 from .postgres import Postgres, run_postgres
 from .s3_server import CREDENTIALS, S3Server, run_s3_server
@@ -89,6 +89,7 @@ def _build(arch: str, seed: int, **overrides: Any) -> PreTrainedModel:
             parameter.data = noise if parameter.ndim > 1 else parameter.data + noise
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
+    use_exact_attention(model)
     return model.eval()
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from .components import RowSizes, check_component, whole_component
 from .errors import UnsupportedComponentError
 from .validation import BaseModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _INNER_NAMES = ("model", "transformer", "gpt_neox", "language_model", "text_model", "decoder", "base_model")
 _LAYERS_NAMES = ("layers", "h")
@@ -70,6 +73,13 @@ def decoder(model: nn.Module) -> nn.Module:
             None,
         )
     raise UnsupportedComponentError(f"{type(model).__name__} has no list of decoder layers that can be edited")
+
+
+def use_exact_attention(model: PreTrainedModel) -> None:
+    """Keep attention's soft cap (Gemma 2): before 5.21 transformers takes SDPA by default, which leaves it out."""
+    config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) is not None and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

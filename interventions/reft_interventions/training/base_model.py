@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import TrainingError
+from ..model_tree import use_exact_attention
 from ..user_folders import DEFAULT_MODEL, default_cache_dir
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def load_model(
     except (OSError, ValueError, KeyError, ImportError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TrainingError(f"the model {name!r} can't be loaded: {first_line}", param="model") from error
+    use_exact_attention(model)
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` without its types
     if merge_lora is not None:
         model, model_id = merge_adapter(model, merge_lora), merged_model_id(model_id, merge_lora)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from reft_interventions.folded import FoldedIntervention, FoldedSet
 from reft_interventions.folding import LowRankEdit
+from reft_interventions.model_tree import use_exact_attention
 from reft_interventions.positions import InterventionPositions
 from reft_server.errors import UnsupportedModelError
 
@@ -32,6 +33,7 @@ def probe_token_ids(vocab_size: int) -> list[int]:
 @torch.inference_mode()
 def reference_logits(model: PreTrainedModel, vocab_size: int) -> Tensor:
     """The plain model's logits over the probe prompt, `[num_tokens, vocab_size]`, before any path takes it over."""
+    use_exact_attention(model)
     input_ids = torch.tensor([probe_token_ids(vocab_size)], device=model.device)
     logits: Tensor = model(input_ids=input_ids, use_cache=False).logits[0]
     return logits.float()

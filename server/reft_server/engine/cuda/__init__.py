@@ -1,5 +1,10 @@
 """The GPU path: Triton kernels behind the packed path's `Kernels`. Imported only where Triton is there and wanted."""
 
+import triton
+
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 4):
+    raise ImportError(f"Triton {triton.__version__} is too old: 3.4 or newer is needed, torch 2.8 brings it")
+
 from .attention import choose_attention
 from .decode_graphs import GraphedModel
 from .launch import KernelsUnavailableError, check_launch

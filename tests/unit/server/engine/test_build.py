@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+import triton
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from reft_server.engine import EngineSettings, build, build_engine
@@ -68,6 +70,13 @@ def test_architecture_that_cannot_be_exact_is_refused_by_name(arch: str, config:
         build_engine(model, "tiny", EngineSettings())
 
 
+def test_a_soft_cap_counts_where_transformers_would_leave_it_out(tiny_model: Any) -> None:
+    """Its versions before 5.21 give Gemma 2 SDPA by default, which has no soft cap."""
+    model = copy.deepcopy(tiny_model("gemma2"))
+    model.config._attn_implementation = "sdpa"
+    assert isinstance(build_engine(model, "tiny", EngineSettings())._model, GenericModel)
+
+
 @pytest.mark.parametrize(("model_path", "module"), [("packed", "kernels"), ("generic", "generic_model")])
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_build_refuses_logits_that_differ_from_the_plain_model(
@@ -117,3 +126,13 @@ def test_a_gpu_without_a_compiler_gets_torchs_kernels(
     with pytest.raises(ConfigurationError, match="cuda:0: Failed to find C compiler") as info:
         build._kernels(cast(PreTrainedModel, gpu), EngineSettings(kernels="triton"))
     assert info.value.param == "engine_kernels"
+
+
+def test_a_gpu_with_an_old_triton_gets_torchs_kernels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(triton, "__version__", "3.1.0")
+    monkeypatch.delitem(sys.modules, "reft_server.engine.cuda")
+    gpu = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16)
+    assert build._kernels(cast(PreTrainedModel, gpu), EngineSettings()) is TorchKernels
+    assert "Triton 3.1.0 is too old" in caplog.text
