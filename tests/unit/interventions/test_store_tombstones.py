@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from reft_interventions import InterventionSet, save
-from reft_interventions.errors import InterventionNotFoundError, InterventionQuotaError, StoreError
+from reft_interventions.errors import (
+    InterventionFileError,
+    InterventionNotFoundError,
+    InterventionQuotaError,
+    InvalidInterventionNameError,
+    StoreError,
+)
 from reft_interventions.store import InterventionStore, StoredVersion, StoreQuota
 from reft_server.storage import DatabaseCatalog
 from reft_server.tenants.database import memory_engine
@@ -190,3 +196,47 @@ def test_restore_respects_the_quota(store: InterventionStore) -> None:
         store.restore("a", quota=StoreQuota(max_bytes=store.resolve("b").size_bytes + 1))
     assert not store.has_name("a")
     assert len(store.restore("a", quota=StoreQuota(max_names=2))) == 1
+
+
+def test_quota_counts_names_and_bytes_to_the_last_one(store: InterventionStore) -> None:
+    first = put(store, make_set(1), "a", StoreQuota(max_names=1, max_bytes=1 << 20))
+    full = StoreQuota(max_names=1, max_bytes=first.size_bytes)
+    assert put(store, make_set(1), "a", full) == first, "what is there takes no more room"
+    with pytest.raises(InterventionQuotaError):
+        put(store, make_set(2), "a", full)
+    with pytest.raises(InterventionQuotaError):
+        put(store, make_set(2), "b", StoreQuota(max_names=1))
+    second = put(store, make_set(2), "a", StoreQuota(max_names=1))
+    store.delete("a", 2)
+    exact = StoreQuota(max_names=1, max_bytes=first.size_bytes + second.size_bytes)
+    assert store.restore("a", 2, exact) == (second,)
+    put(store, make_set(2), "a", exact)
+
+
+def test_deleted_versions_give_way_for_their_own_tenant_and_no_sooner_than_needed(store: InterventionStore) -> None:
+    acme, other = store.namespace("acme"), store.namespace("other")
+    size = put(other, make_set(1), "kept").size_bytes
+    other.delete("kept")
+    doomed = put(acme, make_set(2), "a")
+    acme.delete("a")
+    put(acme, make_set(3), "b", StoreQuota(max_bytes=2 * size))
+    assert [one.name for one in acme.deleted()] == ["a"]
+    put(acme, make_set(4), "c", StoreQuota(max_bytes=2 * size))
+    assert acme.deleted() == ()
+    assert not store.blob_path(doomed).exists()
+    assert [one.name for one in other.deleted()] == ["kept"]
+
+
+@pytest.mark.parametrize("tenant", ["..", "a/b", "@acme", "Acme"])
+def test_tenant_that_could_leave_the_folder_is_refused(store: InterventionStore, tenant: str) -> None:
+    with pytest.raises(InvalidInterventionNameError):
+        store.namespace(tenant)
+
+
+def test_refused_file_from_elsewhere_stays_and_its_copy_goes(store: InterventionStore, tmp_path: Path) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(b"no intervention")
+    with pytest.raises(InterventionFileError):
+        store.put(path, "haiku")
+    assert path.exists()
+    assert list((tmp_path / "store" / "tmp").iterdir()) == []

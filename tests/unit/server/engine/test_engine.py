@@ -17,6 +17,7 @@ from reft_interventions.folded import FoldedIntervention, FoldedSet
 from reft_interventions.folding import ElementwiseEdit
 from reft_server.engine import EngineSettings, GenerationRequest, LocalEngine, SamplingParams, build_engine
 from reft_server.engine.batch import Batch
+from reft_server.engine.kv_cache import KVCache
 from reft_server.errors import (
     EngineDeadError,
     EngineOverloadedError,
@@ -158,17 +159,36 @@ def test_engine_gives_up_on_requests_that_wait_too_long(make_engine: MakeEngine)
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_poisoned_set_fails_its_own_request_alone(value: float, make_engine: MakeEngine) -> None:
+    """And leaves nothing: no block that another request could start from, no number in its slot."""
     engine = make_engine()
 
     async def run() -> tuple[list[int], list[int]]:
         alone = await collect(engine, request(5, 6, 7))
+        num_blocks = engine._prefix_cache.num_blocks
         neighbour = asyncio.create_task(collect(engine, request(5, 6, 7)))
         with pytest.raises(EngineStepError, match="not finite"):
             await collect(engine, request(5, 6, 7, interventions=(poisoned_set(value),)))
-        return alone, await neighbour
+        answer = await neighbour
+        assert engine._prefix_cache.num_blocks == num_blocks
+        return alone, answer
 
     alone, neighbour = asyncio.run(run())
     assert alone == neighbour
+    assert isinstance(engine.kv_cache, KVCache)
+    assert all(bool(stack.isfinite().all()) for slab in engine.kv_cache._slabs for stack in slab.stacks)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_poisoned_prompt_logprobs_fail_where_the_tokens_after_are_sound(
+    max_tokens: int, make_engine: MakeEngine
+) -> None:
+    engine = make_engine()
+    edit = ElementwiseEdit(None, torch.full((32,), float("inf")))
+    first_row = FoldedSet("first", (FoldedIntervention(3, "block_output", InterventionPositions("f1"), edit),))
+    one = request(5, 6, 7, interventions=(first_row,), max_tokens=max_tokens, num_prompt_logprobs=0)
+    with pytest.raises(EngineStepError, match="not finite"):
+        asyncio.run(collect(engine, one))
+    assert asyncio.run(collect(engine, request(5, 6, 7, interventions=(first_row,))))
 
 
 def test_edit_that_raises_fails_its_own_request_alone(make_engine: MakeEngine) -> None:
