@@ -114,6 +114,10 @@ class FakeStream:
         self.num_tokens = 0
         self.is_cancelled = False
         self.is_finished = False
+        self._error: ReftError | None = None
+
+    def fail(self, error: ReftError) -> None:
+        self._error = error
 
     @property
     def is_over(self) -> bool:
@@ -131,7 +135,10 @@ class FakeStream:
             capture.note(0, ids[:, None].expand(-1, size))
         while outputs:
             if self._engine.hold_after is not None and self.num_tokens >= self._engine.hold_after:
-                await self._engine.released.wait()
+                while not (self._engine.released.is_set() or self._error):
+                    await asyncio.sleep(0.001)
+            if self._error is not None:
+                raise self._error
             if self._engine.fail is not None and self.num_tokens >= self._engine.fail_after:
                 raise self._engine.fail
             await asyncio.sleep(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -75,10 +75,10 @@ def set_caller(scope: HttpScope, caller: Caller) -> None:
     scope.setdefault("state", {})["caller"] = caller
 
 
-def requires(*scopes: Scope) -> Callable[[Request], Caller]:
+def requires(*scopes: Scope) -> Callable[[Request], Awaitable[Caller]]:
     """A dependency: the request's caller, who has one of `scopes`."""
 
-    def check(request: Request) -> Caller:
+    async def check(request: Request) -> Caller:
         caller: Caller = request.state.caller
         if caller.scopes.isdisjoint(scopes):
             if caller.is_open:

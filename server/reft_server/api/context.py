@@ -71,12 +71,12 @@ class ApiContext:
         return self.live_settings.current
 
 
-def get_context(request: Request) -> ApiContext:
-    """The context of the app that serves `request`."""
+async def get_context(request: Request) -> ApiContext:
+    """The context of the app that serves `request`. FastAPI would call what is not `async` in another thread."""
     return _context(request.scope)
 
 
-def get_tuning(request: Request) -> FineTuning:
+async def get_tuning(request: Request) -> FineTuning:
     """The fine-tuning of the app that serves `request`.
 
     Raises:

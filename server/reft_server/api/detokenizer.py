@@ -18,6 +18,7 @@ class IncrementalDetokenizer:
         decode: token ids to text.
         byte_token_ids: ids of byte-fallback tokens (`<0x00>` ...); empty for other vocabularies.
         special_token_ids: ids that `decode` leaves out.
+        looks_back: a token's text may depend on what stands before it; not so in byte-level BPE.
     """
 
     def __init__(
@@ -25,10 +26,13 @@ class IncrementalDetokenizer:
         decode: Callable[[list[int]], str],
         byte_token_ids: frozenset[int] = frozenset(),
         special_token_ids: frozenset[int] = frozenset(),
+        *,
+        looks_back: bool = True,
     ) -> None:
         self._decode = decode
         self._byte_token_ids = byte_token_ids
         self._special_token_ids = special_token_ids
+        self._looks_back = looks_back
         self._context: list[int] = []  # tokens whose text is out; decoders look at what stands before
         self._context_text = ""
         self._pending: list[int] = []
@@ -51,8 +55,9 @@ class IncrementalDetokenizer:
 
     def _settle(self, text: str) -> str:
         delta = text[len(self._context_text) :]
-        self._context, self._pending = self._pending, []
-        self._context_text = self._decode(self._context)
+        if self._looks_back:
+            self._context, self._context_text = self._pending, self._decode(self._pending)
+        self._pending = []
         return delta
 
 

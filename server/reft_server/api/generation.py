@@ -113,9 +113,11 @@ class Choice:
         """
         iterator = aiter(self._stream)
         finish_reason: str | None = None
+        error = RequestTimeoutError(f"The request ran longer than {self._timeout_s:g} seconds")
+        timer = asyncio.get_running_loop().call_at(self._deadline, self._stream.fail, error)
         try:
             while finish_reason is None:
-                delta = self._without_calls(self._delta(await self._next(iterator)))
+                delta = self._without_calls(self._delta(await _next(iterator)))
                 finish_reason = delta.finish_reason
                 if finish_reason is not None:
                     self._metrics.count_success(finish_reason)
@@ -123,17 +125,8 @@ class Choice:
                     self._trace()
                 yield delta
         finally:
+            timer.cancel()
             self._stream.cancel()
-
-    async def _next(self, iterator: AsyncIterator[list[TokenOutput]]) -> list[TokenOutput]:
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                outputs = await anext(iterator, None)
-        except TimeoutError as error:
-            raise RequestTimeoutError(f"The request ran longer than {self._timeout_s:g} seconds") from error
-        if not outputs or outputs[-1].finish_reason in ("cancelled", "error"):
-            raise (outputs[-1].error if outputs else None) or EngineDeadError("The engine gave the request up")
-        return outputs
 
     def _delta(self, outputs: list[TokenOutput]) -> Delta:
         self._observe_start(outputs[0].queue_time_s)
@@ -219,6 +212,13 @@ class Choice:
             self._time_to_first_token_s = now - self._started_at
         self._last_token_at = now
         self._has_token = True
+
+
+async def _next(iterator: AsyncIterator[list[TokenOutput]]) -> list[TokenOutput]:
+    outputs = await anext(iterator, None)
+    if not outputs or outputs[-1].finish_reason in ("cancelled", "error"):
+        raise (outputs[-1].error if outputs else None) or EngineDeadError("The engine gave the request up")
+    return outputs
 
 
 async def generate(context: ApiContext, plan: GenerationPlan) -> AsyncGenerator[Delta, None]:

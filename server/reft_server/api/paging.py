@@ -25,7 +25,7 @@ class Comparable(Protocol):
 T = TypeVar("T")
 
 
-def check_query(request: Request) -> None:
+async def check_query(request: Request) -> None:
     """A dependency: refuse a query that says one thing twice, where FastAPI would take the last.
 
     Raises:

@@ -79,7 +79,7 @@ class RoutingHeaders:
         return body.model_copy(update=found) if found else body
 
 
-def routing_headers(
+async def routing_headers(
     x_reft_task: Annotated[str | None, Header(min_length=1, max_length=512, description="As `task`.")] = None,
     x_reft_routing_key: Annotated[
         str | None, Header(min_length=1, max_length=512, description="As `routing_key`.")

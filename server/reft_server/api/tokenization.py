@@ -86,7 +86,10 @@ class Tokenization:
 
     def detokenizer(self) -> IncrementalDetokenizer:
         """A fresh one, for one answer."""
-        return IncrementalDetokenizer(self.decode, self._byte_token_ids, self._special_token_ids)
+        looks_back = self._byte_values is None
+        return IncrementalDetokenizer(
+            self._decode, self._byte_token_ids, self._special_token_ids, looks_back=looks_back
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes of one token, which may be a part of a character."""

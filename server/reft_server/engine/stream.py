@@ -23,7 +23,7 @@ class QueueStream:
         self.is_cancelled = False
         self._on_cancel = on_cancel
         self._outputs: list[TokenOutput] = []
-        self._arrived = asyncio.Event()
+        self._arrival: asyncio.Future[None] | None = None  # somebody waits for outputs
         self._has_end = False
         self._is_finished = False
 
@@ -31,8 +31,9 @@ class QueueStream:
         """Add outputs; called on the event loop only. What comes after an end is dropped."""
         if not self._has_end:
             self._has_end = outputs[-1].finish_reason is not None
-            self._outputs.extend(outputs)
-            self._arrived.set()
+            self._outputs += outputs
+            if self._arrival is not None and not self._arrival.done():
+                self._arrival.set_result(None)
 
     def cancel(self) -> None:
         """Give up the request. Safe from any thread, any number of times."""
@@ -40,17 +41,24 @@ class QueueStream:
             self.is_cancelled = True
             self._on_cancel()
 
+    def fail(self, error: ReftError) -> None:
+        """Give up the request, and end with an error; called on the event loop only."""
+        self.cancel()
+        self.deliver([TokenOutput(None, finish_reason="error", error=error)])
+
     async def __aiter__(self) -> AsyncIterator[list[TokenOutput]]:
         try:
             while not self._is_finished:
-                await self._arrived.wait()
-                self._arrived.clear()
+                if not self._outputs:
+                    self._arrival = self.loop.create_future()
+                    await self._arrival
                 outputs, self._outputs = self._outputs, []
                 self._is_finished = outputs[-1].finish_reason is not None
                 error: ReftError | None = outputs[-1].error
-                tokens = [output for output in outputs if output.error is None]
-                if tokens:
-                    yield tokens
+                if error is not None:
+                    outputs = [output for output in outputs if output.error is None]
+                if outputs:
+                    yield outputs
                 if error is not None:
                     raise error
         finally:

@@ -199,6 +199,10 @@ class TokenStream(Protocol):
         """Give up: the sequence leaves the batch at the next step. Safe to call twice, and after the end."""
         ...
 
+    def fail(self, error: ReftError) -> None:
+        """Give up, and end the iteration with an error behind what has come so far; called on the event loop."""
+        ...
+
 
 class Engine(Protocol):
     """Token ids in, token ids out. Called from one asyncio event loop; runs in a thread of its own."""
