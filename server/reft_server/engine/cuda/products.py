@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ROWS = 8  # the columns of the smallest tensor core product
 TIMED_ROWS = (1, 2, 4, 8)  # numbers between take the choice of the next one
+_NUM_WARPS = 4
+_PIECE_BYTES = 128  # a line of the caches
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _TOLERANCE = 2e-2  # of the spread, between two products of bfloat16
 _LEAST_GAIN = 0.02  # cuBLAS stays where ours is not faster by more than clocks differ
@@ -32,17 +34,15 @@ _REPEATS = 7
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program takes at a time: `row_bytes` of the weights of `num_outputs` outputs."""
+    """What one program takes at a time: for each warp `_PIECE_BYTES` of the weights of `num_outputs` outputs."""
 
     num_outputs: int
-    row_bytes: int
-    num_warps: int = 4
-    num_stages: int = 4
+    num_stages: int
 
 
-TILES = (Tile(16, 512), Tile(32, 512), Tile(64, 256))
+TILES = (Tile(16, 6), Tile(32, 4), Tile(64, 3))
+"""32 KiB of weights and more are always under way in each program, of which three fit a Hopper GPU's multiprocessor."""
 DEFAULT_TILE = TILES[1]
-"""24 to 48 KiB of weights are asked for ahead in each program: 3 to 6 fit a multiprocessor of a Hopper GPU."""
 
 Choice = dict[int, Tile]
 """By number of rows; without one, cuBLAS."""
@@ -78,9 +78,10 @@ def tile_constants(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "ROWS": MAX_ROWS,
         "OUTPUTS": tile.num_outputs,
-        "COLUMNS": tile.row_bytes // dtype.itemsize,
+        "PARTS": _NUM_WARPS,
+        "COLUMNS": _PIECE_BYTES // dtype.itemsize,
         "DOT": dot_dtype(dtype),
-        "num_warps": tile.num_warps,
+        "num_warps": _NUM_WARPS,
         "num_stages": tile.num_stages,
     }
 
