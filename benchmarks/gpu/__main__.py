@@ -8,9 +8,9 @@ Ceiling: copy bandwidth and the bf16 matrix product rate, measured first.
     python -m benchmarks.gpu             on a GPU, under 8 minutes; appends to benchmarks/results/gpu.jsonl
     python -m benchmarks.gpu --dry-run   the same steps with a tiny model in Triton's interpreter: figures mean nothing
 
-Exactness comes first: nothing is measured on a path that is not exact. A section that fails or takes too long is
-reported so, and the others are taken all the same. What was found so far is kept after each section: the next run
-appends what is left of one that was killed. Figures beside their targets come last.
+Exactness comes first: figures of a path that is not exact are kept apart, in `gpu-inexact.jsonl`. A section that
+fails or takes too long is reported so, and the others are taken all the same. What was found so far is kept after each
+section: the next run appends what is left of one that was killed. Figures beside their targets come last.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from benchmarks.gpu.plan import dry_plan, full_plan
-from benchmarks.gpu.run import finish, run
+from benchmarks.gpu.run import finish, is_exact, run
 from benchmarks.gpu.targets import table
 from benchmarks.machine import RESULTS
 
@@ -47,7 +47,8 @@ def main() -> None:
         finish(folder)
     result = run(dry_plan() if options.dry_run else full_plan(), folder, frozenset(options.only))
     shown = table(result)
-    drawn = RichTable(*shown.columns, title=shown.title)
+    title = shown.title if is_exact(result) else "NOT EXACT: no figure here may be quoted"
+    drawn = RichTable(*shown.columns, title=title)
     for row in shown.rows:
         drawn.add_row(*row)
     Console(width=140).print(drawn)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.inputs import digits, kernel_s
+from benchmarks.gpu.inputs import attention_shape, digits, kernel_s
 from benchmarks.gpu.plan import Plan
 from reft_server.engine.cuda import attention_launch
 from reft_server.engine.cuda.attention_launch import LARGE_BLOCK, SMALL_BLOCK, Pages, PrefillBlock
@@ -20,7 +20,7 @@ _MOST_LAUNCHES = 32
 
 def attention_kernels(plan: Plan, found: dict[str, Any]) -> None:
     """TFLOP/s of a prompt by block, and GB/s of K and V in decoding by batch and number of splits."""
-    shape = _shape(plan)
+    shape = attention_shape(plan)
     found["prompt"], found["decode"] = {}, {}
     for batch_size in plan.batch_sizes:
         found["decode"][f"{batch_size}"] = _decode_rate(plan, shape, batch_size, None)
@@ -61,13 +61,6 @@ def _prompt_rate(plan: Plan, shape: AttentionShape, block: PrefillBlock) -> dict
     seconds = kernel_s(plan, [launch])
     num_operations = 4 * shape.num_heads * shape.head_dim * num_tokens * (num_tokens + 1) / 2  # the causal half
     return {"us": digits(1e6 * seconds), "tflops": digits(num_operations / seconds / 1e12)}
-
-
-def _shape(plan: Plan) -> AttentionShape:
-    config = plan.config
-    num_heads = config["num_attention_heads"]
-    head_dim = plan.width // num_heads
-    return AttentionShape(num_heads, config["num_key_value_heads"], head_dim, head_dim**-0.5)
 
 
 def _pages(plan: Plan, shape: AttentionShape, number: int) -> Pages:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.inputs import RANK, digits, kernel_s, random_edit
 from benchmarks.gpu.plan import Plan
@@ -18,6 +19,7 @@ from reft_server.engine.kernels import Norm
 
 _NUM_BUFFERS = 8
 """Rows of their own for each launch: together they are larger than the caches of the GPU."""
+_TOLERANCE = 1e-2  # a row's delta is rounded, and the row with it
 _SITE = (0, "block_output")
 
 
@@ -38,9 +40,25 @@ def edit_kernels(plan: Plan, found: dict[str, Any]) -> None:
     for name, number in (("one set", 1), ("8 sets", 8), ("distinct", rows)):
         edits = _edits(number, width, generator)
         tables = _tables(edits, rows // number, rows, plan.device)
+        _check(first, edits, rows // number, tables)
         weight_bytes = sum(edit.num_bytes for edit in edits)
         launches = [partial(_launch, one, tables) for one in buffers]
         _note(plan, found, name, 2 * row_bytes + weight_bytes, launches)
+
+
+def _check(hidden: Tensor, edits: Sequence[LowRankEdit], rows_each: int, tables: EditTables) -> None:
+    """Some rows against plain torch's.
+
+    Raises:
+        RuntimeError: they are others.
+    """
+    found = hidden.clone()
+    _launch(found, tables)
+    for row in range(0, len(hidden), max(len(hidden) // 16, 1)):
+        expected = hidden[row].float() + edits[row // rows_each].delta(hidden[row : row + 1].float())[0]
+        difference = float((found[row].float() - expected).abs().max() / (expected.max() - expected.min()))
+        if not difference <= _TOLERANCE:  # NaN fails too
+            raise RuntimeError(f"row {row} differs from plain torch's by {difference:.1e} of its spread")
 
 
 def _note(
@@ -63,7 +81,7 @@ def _tables(edits: Sequence[LowRankEdit], rows_each: int, num_rows: int, device:
     return build_edit_tables({_SITE: groups}, num_rows, device)
 
 
-def _launch(hidden: torch.Tensor, tables: EditTables) -> None:
+def _launch(hidden: Tensor, tables: EditTables) -> None:
     found = tables.sites[_SITE]
     if isinstance(found, TileEdits):
         launch.edit_tiles(hidden, tables, found)

@@ -15,8 +15,10 @@ from reft_interventions.folded import FoldedIntervention, FoldedSet
 from reft_interventions.folding import LowRankEdit
 from reft_interventions.positions import InterventionPositions
 from reft_server.engine import EngineSettings
+from reft_server.engine.kernels import AttentionShape
 
 RANK = 4
+_FLUSHED_BYTES = 512 << 20
 PROMPT_ONLY, EVERYWHERE, LAST = "f7+l7", "all", "l1"
 
 
@@ -41,6 +43,13 @@ def random_model(config: dict[str, Any], dtype: torch.dtype, device: torch.devic
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **config), dtype=dtype)
     model.generation_config.eos_token_id = None
     return model.eval().requires_grad_(False)
+
+
+def attention_shape(plan: Plan) -> AttentionShape:
+    """Heads of the plan's model."""
+    num_heads = plan.config["num_attention_heads"]
+    head_dim = plan.width // num_heads
+    return AttentionShape(num_heads, plan.config["num_key_value_heads"], head_dim, head_dim**-0.5)
 
 
 def random_edit(width: int, generator: torch.Generator, strength: float = 0.01) -> LowRankEdit:
@@ -68,16 +77,30 @@ def random_set(
 
 
 def timed(plan: Plan, function: Callable[[], object]) -> list[float]:
-    """Seconds of each of the plan's repeats, after those that don't count."""
-    seconds = []
-    for turn in range(plan.num_warm_ups + plan.repeats):
-        synchronize(plan)
-        started = time.perf_counter()
+    """Seconds of each of the plan's repeats, after those that don't count.
+
+    On a GPU by its own clock. Ahead of each, a buffer larger than the GPU's caches is filled: they are cold, and the
+    host has launched the function before the GPU comes to it.
+    """
+    if not plan.is_on_gpu:
+        return [_host_s(function) for _ in range(plan.num_warm_ups + plan.repeats)][plan.num_warm_ups :]
+    others = torch.empty(_FLUSHED_BYTES, dtype=torch.uint8, device=plan.device)
+    milliseconds = []
+    for _ in range(plan.num_warm_ups + plan.repeats):
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        others.zero_()
+        started.record()
         function()
-        synchronize(plan)
-        if turn >= plan.num_warm_ups:
-            seconds.append(time.perf_counter() - started)
-    return seconds
+        ended.record()
+        ended.synchronize()
+        milliseconds.append(started.elapsed_time(ended))
+    return [one / 1e3 for one in milliseconds[plan.num_warm_ups :]]
+
+
+def _host_s(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
 def kernel_s(plan: Plan, launches: Sequence[Callable[[], object]]) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,8 @@ from benchmarks.gpu.plan import Plan
 from benchmarks.machine import describe
 
 TOTAL_S = 460
+_AGAIN_S = 5
+_HANGS_AFTER_S = 30
 UNFINISHED = "gpu-unfinished.json"
 Section = Callable[[dict[str, Any]], None]
 """Fills a dictionary, so that what came before a failure is kept."""
@@ -32,7 +35,7 @@ class SectionCut(BaseException):
 
 
 def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Every section of one plan, or some of them; nothing after an inexact path.
+    """Every section of one plan, or some of them. What follows an inexact path is kept apart, see `finish`.
 
     Args:
         folder: where the result is kept after each section, under `UNFINISHED`; None = nowhere.
@@ -47,15 +50,14 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
 
     recorder = _Recorder(plan, folder)
     recorder.run("ceilings", 20, partial(checks.ceilings, plan))
-    if not recorder.run("exactness", 120, partial(checks.exactness, plan)):
-        return recorder.result
+    recorder.run("exactness", 120, partial(checks.exactness, plan))
     serving: list[Serving] = []
 
     def load(found: dict[str, Any]) -> None:
         serving.append(Serving(plan, recorder.result["ceilings"]))
         found["kernels"] = serving[0].kernels
 
-    if not recorder.run("load", 120, load):
+    if not recorder.run("load", 150, load):
         return recorder.result
     [served] = serving
     baselines = Baselines(plan, served)
@@ -128,16 +130,29 @@ class _Recorder:
 
 
 def finish(folder: Path) -> None:
-    """Append what a run has found to `gpu.jsonl`, also of one that was ended from outside."""
+    """Append what a run has found to `gpu.jsonl`, also of one that was ended from outside.
+
+    Figures of a path that is not exact go to `gpu-inexact.jsonl`: they say where to look, and nobody quotes them.
+    """
     path = folder / UNFINISHED
     if path.exists():
-        write_result("gpu", json.loads(path.read_text(encoding="utf-8")), folder)
+        result = json.loads(path.read_text(encoding="utf-8"))
+        write_result("gpu" if is_exact(result) else "gpu-inexact", result, folder)
         path.unlink()
+
+
+def is_exact(result: Mapping[str, Any]) -> bool:
+    """Whether the checks before the figures came to their end."""
+    return not result.get("exactness", {"failed": "not reached"}).keys() & {"failed", "cut_after_s"}
 
 
 @contextmanager
 def _cut_after(seconds: float) -> Iterator[None]:
-    """Raise `SectionCut` in the main thread once the time is over."""
+    """Raise `SectionCut` in the main thread once the time is over, and again where an event loop has swallowed it.
+
+    Python's handlers don't run while the main thread waits for the device. Where that takes too long, the process shows
+    where its threads are, and ends: what was found is on disk, and `--only` takes the other sections.
+    """
 
     def cut(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's signature
         raise SectionCut
@@ -145,10 +160,12 @@ def _cut_after(seconds: float) -> Iterator[None]:
     if seconds <= 0:
         raise SectionCut
     before = signal.signal(signal.SIGALRM, cut)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
+    faulthandler.dump_traceback_later(seconds + _HANGS_AFTER_S, exit=True)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

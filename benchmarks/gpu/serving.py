@@ -91,29 +91,39 @@ class Serving:
     def throughput(self, found: dict[str, Any]) -> None:
         """Output tokens/s of concurrent requests: the base, then distinct sets over the base of the same run."""
         plan = self._plan
-        job = (plan.num_prompt_tokens, plan.num_new_tokens)
         if plan.num_warm_ups:
-            for sets in ([()], [(self.make_set(EVERYWHERE, 0),)]):  # graphs are captured
-                self.run_job(sets * plan.num_concurrent, job, seed=0)
+            for number, positions in enumerate((None, PROMPT_ONLY, EVERYWHERE)):  # whatever is compiled for a first one
+                sets = () if positions is None else (self.make_set(positions, 0),)
+                self.run_job([sets] * plan.num_concurrent, self._job, seed=number)
         mixes = [(PROMPT_ONLY, number) for number in plan.num_distinct]
         mixes += [(EVERYWHERE, number) for number in plan.num_distinct_everywhere]
         found["mixes"] = []
         for turn, (positions, number) in enumerate(mixes):
-            sets = [self.make_set(positions, seed=seed) for seed in range(number)]
-            num_requests = max(plan.num_concurrent, number)
-            replays, steps = self._num_replays, self.engine.stats().num_steps
-            base_s = self.run_job([()] * num_requests, job, seed=2 * turn + 1)
-            mixed_s = self.run_job([(sets[i % number],) for i in range(num_requests)], job, seed=2 * turn + 2)
-            found["mixes"].append(
-                {
-                    "positions": positions,
-                    "num_distinct": number,
-                    "base_tokens_per_s": digits(num_requests * plan.num_new_tokens / base_s),
-                    "over_base": digits(base_s / mixed_s),
-                    "num_replays": self._num_replays - replays,
-                    "num_steps": self.engine.stats().num_steps - steps,
-                }
-            )
+            found["mixes"].append(self._mix(positions, number, seed=100 * (turn + 1)))
+
+    def _mix(self, positions: str, number: int, seed: int) -> dict[str, Any]:
+        """Base and mixed jobs, A B B A."""
+        plan = self._plan
+        sets = [self.make_set(positions, seed=one) for one in range(number)]
+        num_requests = max(plan.num_concurrent, number)
+        jobs: dict[str, list[tuple[FoldedSet, ...]]] = {
+            "base": [()] * num_requests,
+            "mixed": [(sets[i % number],) for i in range(num_requests)],
+        }
+        replays, steps = self._num_replays, self.engine.stats().num_steps
+        seconds = dict.fromkeys(jobs, 0.0)
+        order = ("base", "mixed", "mixed", "base") if plan.num_warm_ups else ("base", "mixed")
+        for turn, name in enumerate(order):
+            seconds[name] += self.run_job(jobs[name], self._job, seed + turn)
+        num_tokens = num_requests * plan.num_new_tokens * len(order) // 2
+        return {
+            "positions": positions,
+            "num_distinct": number,
+            "base_tokens_per_s": digits(num_tokens / seconds["base"]),
+            "over_base": digits(seconds["base"] / seconds["mixed"]),
+            "num_replays": self._num_replays - replays,
+            "num_steps": self.engine.stats().num_steps - steps,
+        }
 
     def shared_prefix(self, found: dict[str, Any]) -> None:
         """Seconds to the first token behind a cached prefix: the base model, and sets that edit the last token."""
@@ -144,6 +154,10 @@ class Serving:
         return random_set(plan.num_layers, plan.width, positions, seed, device=plan.device)
 
     @property
+    def _job(self) -> tuple[int, int]:
+        return self._plan.num_prompt_tokens, self._plan.num_new_tokens
+
+    @property
     def _num_replays(self) -> int:
         """Of decode graphs; 0 on a model path that has none."""
         return getattr(self.engine._model, "num_replays", 0)
@@ -166,7 +180,9 @@ class Serving:
             scheduler.waiting.admit(sequence)
             scheduler.running.append(sequence)
         seconds = self._steps_s()
-        return median(seconds[self._plan.num_warm_ups :])
+        if not num_steps <= len(seconds) <= num_steps + 1:  # the last tokens may be read in a step of their own
+            raise RuntimeError(f"{len(seconds)} steps for {num_steps} tokens: rows have failed or were preempted")
+        return median(seconds[self._plan.num_warm_ups : num_steps])
 
     def _prefill_s(self, num_tokens: int, positions: str | None) -> float:
         """Median seconds of all steps of one prompt."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +16,14 @@ import torch
 
 from benchmarks.figures import read_result
 from benchmarks.gpu import run as running
-from benchmarks.gpu.checks import num_wrong_answers
+from benchmarks.gpu.checks import exactness, num_wrong_answers
 from benchmarks.gpu.inputs import random_model
 from benchmarks.gpu.plan import dry_plan, full_plan
 from benchmarks.gpu.run import UNFINISHED, finish, run
 from benchmarks.gpu.targets import table, verdicts
 from reft_server.engine import EngineSettings, LocalEngine, build, build_engine
 from reft_server.engine.cuda import GraphedModel
+from reft_server.engine.cuda.attention import TritonAttention
 from reft_server.engine.device import CacheSizes
 from reft_server.engine.packed_model import PackedModel
 from reft_server.engine.single import Model
@@ -120,6 +123,26 @@ def test_section_that_takes_too_long_is_cut_and_keeps_what_it_had() -> None:
     assert recorder.result["late"] == {"cut_after_s": -1}
 
 
+def test_section_that_hangs_in_the_device_ends_the_process_with_what_was_found(tmp_path: Path) -> None:
+    """Python's handlers don't run meanwhile, as if the signal were blocked."""
+    script = f"""
+import signal, time
+from pathlib import Path
+from benchmarks.gpu import run
+from benchmarks.gpu.plan import dry_plan
+run._HANGS_AFTER_S = 0.2
+recorder = run._Recorder(dry_plan(), Path({str(tmp_path)!r}))
+recorder.run("good", 10, lambda found: found.update(figure=1))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+recorder.run("hangs", 0.1, lambda found: time.sleep(30))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "in <lambda>" in done.stderr
+    assert json.loads((tmp_path / UNFINISHED).read_text())["good"] == {"figure": 1}
+
+
 def test_section_that_fails_is_reported_and_is_on_disk_with_the_others(tmp_path: Path) -> None:
     recorder = make_recorder(tmp_path)
     recorder.run("good", 10, lambda found: found.update(figure=1))
@@ -135,11 +158,36 @@ def test_section_that_fails_is_reported_and_is_on_disk_with_the_others(tmp_path:
 
 
 def test_run_that_was_killed_is_appended_by_the_next_one(tmp_path: Path) -> None:
-    make_recorder(tmp_path).run("only", 10, lambda found: found.update(figure=1))
+    recorder = make_recorder(tmp_path)
+    recorder.run("exactness", 10, lambda found: found.update(base=1e-6))
+    recorder.run("only", 10, lambda found: found.update(figure=1))
     finish(tmp_path)
     finish(tmp_path)
     assert read_result("gpu", tmp_path)["only"] == {"figure": 1}
     assert len((tmp_path / "gpu.jsonl").read_text().splitlines()) == 1
+
+
+def test_figures_of_a_path_that_is_not_exact_are_kept_apart(tmp_path: Path) -> None:
+    recorder = make_recorder(tmp_path)
+    recorder.run("exactness", 0, lambda found: found.update(base=1e-6))
+    recorder.run("decode", 10, lambda found: found.update(figure=1))
+    finish(tmp_path)
+    assert read_result("gpu-inexact", tmp_path)["decode"] == {"figure": 1}
+    assert not (tmp_path / "gpu.jsonl").exists()
+
+
+def test_inexact_logits_are_told_by_chunk_and_beside_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(dry_plan(), num_exactness_requests=1, num_churned_sets=1)
+    monkeypatch.setattr(TritonAttention, "attend", lambda *args: torch.full_like(args[2], torch.nan))
+    monkeypatch.setattr(build, "check_exact", lambda *_: None)
+    found: dict[str, Any] = {}
+    with pytest.raises(
+        RuntimeError, match=r"attention of the large model: .* by nan .*logits, base: inf .* 1 wrong ans"
+    ):
+        exactness(plan, found)
+    assert found["base by chunk"] == [torch.inf] * len(plan.exactness_chunks)
+    assert found["base by torch"] <= 1e-6
+    assert found["wrong copies"] == 0
 
 
 def test_time_budgets_of_a_whole_run_stay_under_eight_minutes() -> None:
