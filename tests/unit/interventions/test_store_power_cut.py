@@ -41,19 +41,3 @@ def test_what_returns_is_on_the_disk_and_files_before_the_versions_that_name_the
             change("haiku")
             assert not journal.unsynced(root), change
     assert num_records == 6
-
-
-def test_saved_file_is_on_the_disk_and_a_failed_one_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = DiskJournal(monkeypatch, lambda path: journal.unsynced(tmp_path) == {path.parent} or pytest.fail("early"))
-    save(make_set(1), tmp_path / "haiku.safetensors")
-    assert not journal.unsynced(tmp_path)
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        save(make_set(2), tmp_path / "haiku.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["haiku.safetensors"]
