@@ -111,6 +111,24 @@ def test_pinned_copies_are_never_evicted_and_the_next_request_waits_for_one_to_e
     run(scenario())
 
 
+def test_idle_copy_that_a_request_needs_makes_no_room_for_its_other_sets() -> None:
+    async def scenario() -> None:
+        pool = make_pool(2)
+        pinned = await pool.place([SETS[0]])
+        await pool.place([SETS[1]])
+        await settle()
+        assert pool.stats().num_pinned == 1
+        waiting = asyncio.create_task(pool.place([SETS[1], SETS[2]]))
+        await settle()
+        assert not waiting.done()
+        del pinned
+        gc.collect()
+        assert [one.content_hash for one in await waiting] == [SETS[i].content_hash for i in (1, 2)]
+        assert pool.stats() == DevicePoolStats(2, 2 * SET_BYTES, 2, 1)
+
+    run(scenario())
+
+
 def test_copy_is_unpinned_wherever_its_last_holder_ends() -> None:
     async def scenario() -> None:
         pool = make_pool(1)

@@ -170,12 +170,20 @@ def test_poisoned_set_fails_its_own_request_alone(value: float, make_engine: Mak
             await collect(engine, request(5, 6, 7, interventions=(poisoned_set(value),)))
         answer = await neighbour
         assert engine._prefix_cache.num_blocks == num_blocks
+        assert not engine._steps.take_failed(), "each failure has one trial of the model"
         return alone, answer
 
     alone, neighbour = asyncio.run(run())
     assert alone == neighbour
     assert isinstance(engine.kv_cache, KVCache)
     assert all(bool(stack.isfinite().all()) for slab in engine.kv_cache._slabs for stack in slab.stacks)
+
+
+def test_prompt_and_generated_tokens_are_counted_as_such(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    assert len(asyncio.run(collect(engine, request(5, 6, 7)))) == 6
+    stats = engine.stats()
+    assert (stats.num_prompt_tokens, stats.num_generated_tokens, stats.num_steps) == (3, 6, 6)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 3])
