@@ -137,3 +137,19 @@ def test_what_expires_is_forgotten_like_what_is_purged(sets: Sets) -> None:
     assert [stored.tenant for stored in sets.namespaces.purge_expired()] == ["acme"]
     assert not sets.book.notes("acme", "haiku").description
     assert sets.book.notes("other", "haiku").description == "other"
+
+
+def test_alias_that_was_deleted_leaves_no_history_to_the_next_one(sets: Sets) -> None:
+    for seed in (1, 2):
+        sets.put(seed, "haiku", "acme")
+        sets.book.move_alias("acme", "haiku", "prod", seed)
+    sets.book.delete_alias("acme", "haiku", "prod")
+    sets.book.move_alias("acme", "haiku", "prod", 2)
+    with pytest.raises(InterventionConflictError, match="named no version before 2"):
+        sets.book.roll_back("acme", "haiku", "prod")
+
+
+def test_limit_of_zero_is_a_limit_and_no_default(sets: Sets) -> None:
+    sets.directory.defaults = TenantLimits(requests_per_minute=5, tokens_per_minute=7)
+    sets.directory.set_limits("acme", TenantLimits(requests_per_minute=0))
+    assert sets.directory.limits_of("acme") == TenantLimits(requests_per_minute=0, tokens_per_minute=7)

@@ -169,3 +169,13 @@ def test_tokens_from_the_cache_are_counted_at_the_first_admission_only() -> None
     assert placement.place(sequence)
     assert sequence.num_computed_tokens == 32
     assert sequence.num_cached_tokens == 0
+
+
+def test_follower_with_another_salt_waits_for_nobody() -> None:
+    scheduler = make(prefix_tokens=4000, max_num_batched_tokens=100)
+    scheduler.add(request(590, max_tokens=400))
+    follower = request(590, cache_salt="pepper")
+    scheduler.add(follower)
+    for _ in range(6):
+        step(scheduler)
+    assert (follower.num_computed_tokens, follower.num_cached_tokens) == (10, 0)
