@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from reft_interventions.folded import SiteKey
+from reft_interventions.folded import FoldedEdit, SiteKey
 from reft_interventions.ops import EditedRows, EditGroup, EditStacks, apply_edits
+from reft_interventions.positions import Interval
 
 from .capture import RowCapture
 from .kv_memory import KVLayout
@@ -118,8 +120,10 @@ class EditPlanner:
         if not prompts and not captures:
             return self._decoding_plan if decoding else NO_EDITS
         places = dict(self._decoding_groups) if decoding else {}
-        for place, edited in _by_place(_prompt_rows(prompts)).items():
-            places[place] = places.get(place, []) + self._groups(edited)
+        edited_rows = _by_place(_prompt_rows(prompts))
+        indices: dict[int, Tensor | slice] = {}
+        for place, edited in edited_rows.items():
+            places[place] = places.get(place, []) + self._groups(edited, indices)
         return _in_order(places, captures)
 
     def _update_decoding(self, decoding: list[tuple[int, Sequence]]) -> None:
@@ -129,15 +133,21 @@ class EditPlanner:
             return
         self._decoding = []  # until the new groups are complete
         self._decoding_groups = {
-            place: self._groups(self._stacks.merge(place, edited) if self._stacks_edits else edited)
+            place: self._groups(self._stacks.merge(place, edited) if self._stacks_edits else edited, {})
             for place, edited in _by_place(_decoding_rows(decoding)).items()
         }
         self._decoding_plan = _in_order(self._decoding_groups)
         self._stacks.sweep()
         self._decoding = key
 
-    def _groups(self, edited: Iterable[EditedRows]) -> list[EditGroup]:
-        return [EditGroup(edit, self._index(rows)) for edit, rows in edited]
+    def _groups(self, edited: Iterable[EditedRows], indices: dict[int, Tensor | slice]) -> list[EditGroup]:
+        """Groups of one place. `indices`, by the identity of lists that live as long: layers share what is equal."""
+        groups = []
+        for edit, rows in edited:
+            if id(rows) not in indices:
+                indices[id(rows)] = self._index(rows)
+            groups.append(EditGroup(edit, indices[id(rows)]))
+        return groups
 
     def _index(self, rows: list[int]) -> Tensor | slice:
         if rows[-1] - rows[0] + 1 == len(rows):
@@ -154,20 +164,32 @@ def _decoding_rows(decoding: list[tuple[int, Sequence]]) -> Iterator[tuple[Seque
 
 def _prompt_rows(prompts: list[tuple[int, ScheduledChunk]]) -> Iterator[tuple[SequenceEdit, list[int]]]:
     for offset, chunk in prompts:
+        end = chunk.start + chunk.num_tokens
+        found: dict[tuple[Interval, ...], list[int]] = {}  # most sets edit the same rows behind every layer
         for edit in chunk.sequence.edits:
-            end = chunk.start + chunk.num_tokens
-            positions = edit.rows(chunk.start, end)
-            if positions:
-                yield edit.within(chunk.start, end), [position - chunk.start + offset for position in positions]
+            rows = found.get(edit.intervals)
+            if rows is None:
+                positions = edit.rows(chunk.start, end)
+                rows = found[edit.intervals] = [position - chunk.start + offset for position in positions]
+            if rows:
+                yield edit.within(chunk.start, end), rows
 
 
 def _by_place(edited: Iterable[tuple[SequenceEdit, list[int]]]) -> dict[_Place, list[EditedRows]]:
-    """Per place, each edit once with all its rows."""
-    places: dict[_Place, dict[int, EditedRows]] = {}
+    """Per place, each edit once with all its rows; equal rows of different places are one list."""
+    places: dict[_Place, dict[int, tuple[FoldedEdit, list[list[int]]]]] = {}
     for edit, rows in edited:
         members = places.setdefault((edit.site, edit.order), {})
-        members.setdefault(id(edit.edit), (edit.edit, []))[1].extend(rows)
-    return {place: list(members.values()) for place, members in places.items()}
+        members.setdefault(id(edit.edit), (edit.edit, []))[1].append(rows)
+    joined: dict[tuple[int, ...], list[int]] = {}
+
+    def join(parts: list[list[int]]) -> list[int]:
+        key = tuple(map(id, parts))
+        if key not in joined:
+            joined[key] = list(chain.from_iterable(parts))
+        return joined[key]
+
+    return {place: [(edit, join(parts)) for edit, parts in members.values()] for place, members in places.items()}
 
 
 def _in_order(

@@ -53,6 +53,6 @@ def to_host(values: Sequence[Any] | NDArray[Any], dtype: torch.dtype, device: to
     return found.pin_memory() if device.type == "cuda" else found
 
 
-def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+def to_device(values: Sequence[Any] | NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """`torch.tensor(values)` on a device, without waiting for it."""
     return to_host(values, dtype, device).to(device, non_blocking=True)

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from itertools import chain
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -64,59 +67,89 @@ class EditTables:
     keep: SequenceOf[FoldedEdit] = field(repr=False)
 
 
+_Numbers = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The rows of a site's groups, one group after the other.
+
+    Attributes:
+        rows: `[num_edited]`.
+        depths: `[num_edited]`: how many of a row's edits come before this one.
+        lengths: rows of each group.
+    """
+
+    rows: _Numbers
+    depths: _Numbers
+    lengths: _Numbers
+
+    @classmethod
+    def of(cls, groups: SequenceOf[EditGroup], num_rows: int) -> _Layout:
+        parts = [_numbers(group.rows) for group in groups]
+        rows = np.concatenate(parts)
+        depths = np.zeros_like(rows)
+        counts = np.bincount(rows, minlength=num_rows)
+        if counts.max() > 1:
+            counts[:] = 0
+            depths = np.concatenate([_count(counts, part) for part in parts])
+        return cls(rows, depths, np.array([len(part) for part in parts], dtype=np.int32))
+
+    def tiles(self) -> _Numbers:
+        """`[num_tiles, TILE_ROWS]`: each group's rows in tiles of its own, -1 = none."""
+        parts = np.split(self.rows, np.cumsum(self.lengths)[:-1])
+        padded = [np.pad(part, (0, -len(part) % TILE_ROWS), constant_values=-1) for part in parts]
+        return np.concatenate(padded).reshape(-1, TILE_ROWS)
+
+
 @dataclass
 class _Building:
+    """Sites that edit the same rows, as most layers do, share what depends on rows only."""
+
     num_rows: int
     device: torch.device
     with_tiles: bool
     entries: list[list[int]] = field(default_factory=list)
-    levels: list[list[int]] = field(default_factory=list)
+    levels: list[_Numbers] = field(default_factory=list)
     keep: list[FoldedEdit] = field(default_factory=list)
+    # By the identities of the groups' `rows`: the planner gives equal ones as one object.
+    layouts: dict[tuple[int, ...], _Layout] = field(default_factory=dict)
+    tiles: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     def site(self, groups: SequenceOf[EditGroup]) -> RowEdits | TileEdits | None:
-        described = [(group, _entries(group)) for group in groups]
-        if any(entries is None for _, entries in described):
+        described = [_entries(group) for group in groups]
+        known = [entries for entries in described if entries is not None]
+        if len(known) < len(described):
             return None
-        numbered = []
-        for group, entries in described:
-            numbered.append((_rows(group), range(len(self.entries), len(self.entries) + len(entries or ()))))
-            self.entries += entries or []
-            self.keep.append(group.edit)
-        is_shared = all(len(numbers) == 1 for _, numbers in numbered)
-        if (
-            self.with_tiles
-            and is_shared
-            and max(len(rows) for rows, _ in numbered) >= _FEWEST_TILED_ROWS
-            and _are_apart(numbered)
-        ):
-            return self._tiles(numbered)
-        return self._levels(numbered)
+        numbers = np.cumsum([len(self.entries), *map(len, known)], dtype=np.int32)[:-1]  # each group's first entry
+        self.entries += chain.from_iterable(known)
+        self.keep += [group.edit for group in groups]
+        key = tuple(id(group.rows) for group in groups)
+        if key not in self.layouts:
+            self.layouts[key] = _Layout.of(groups, self.num_rows)
+        layout = self.layouts[key]
+        is_shared = all(len(entries) == 1 for entries in known)
+        if self.with_tiles and is_shared and layout.lengths.max() >= _FEWEST_TILED_ROWS and not layout.depths.any():
+            if key not in self.tiles:
+                self.tiles[key] = to_device(layout.tiles(), torch.int32, self.device)
+            entries = np.repeat(numbers, -(-layout.lengths // TILE_ROWS))
+            largest = max(one[0][5] for one in known)
+            return TileEdits(self.tiles[key], to_device(entries, torch.int32, self.device), largest)
+        return self._levels(layout, numbers, [len(entries) > 1 for entries in known])
 
-    def _levels(self, numbered: SequenceOf[tuple[SequenceOf[int], range]]) -> RowEdits:
-        """A row's second edit goes one level down from its first."""
-        first = len(self.levels)
-        depth = [0] * self.num_rows
-        for rows, numbers in numbered:
-            for place, row in enumerate(rows):
-                if first + depth[row] == len(self.levels):
-                    self.levels.append([-1] * self.num_rows)
-                self.levels[first + depth[row]][row] = numbers[place if len(numbers) > 1 else 0]
-                depth[row] += 1
-        return RowEdits(first, len(self.levels) - first)
-
-    def _tiles(self, numbered: SequenceOf[tuple[SequenceOf[int], range]]) -> TileEdits:
-        tiles, entries = [], []
-        for rows, numbers in numbered:
-            for start in range(0, len(rows), TILE_ROWS):
-                members = list(rows[start : start + TILE_ROWS])
-                tiles.append(members + [-1] * (TILE_ROWS - len(members)))
-                entries.append(numbers[0])
-        largest = max(self.entries[number][5] for number in entries)
-        return TileEdits(
-            to_device(tiles, torch.int32, self.device),
-            to_device(entries, torch.int32, self.device),
-            largest,
-        )
+    def _levels(self, layout: _Layout, numbers: _Numbers, has_own: list[bool]) -> RowEdits:
+        """A row's second edit goes one level down from its first; `has_own`: a group's rows have an entry each."""
+        values = np.repeat(numbers, layout.lengths)
+        if any(has_own):
+            places = np.concatenate([np.arange(length, dtype=np.int32) for length in layout.lengths])
+            values += places * np.repeat(has_own, layout.lengths)
+        first, num_levels = len(self.levels), int(layout.depths.max()) + 1
+        for depth in range(num_levels):
+            here = layout.depths == depth
+            level = np.full(self.num_rows, -1, dtype=np.int32)
+            level[layout.rows[here]] = values[here]
+            self.levels.append(level)
+        return RowEdits(first, num_levels)
 
 
 def build_edit_tables(
@@ -130,7 +163,8 @@ def build_edit_tables(
     building = _Building(num_rows, device, with_tiles)
     sites = {site: found for site, members in groups.items() if (found := building.site(members)) is not None}
     table = to_device(building.entries or [[0] * NUM_FIELDS], torch.int64, device)
-    index = to_device(building.levels or [[-1] * num_rows], torch.int32, device)
+    levels = np.stack(building.levels) if building.levels else np.full((1, num_rows), -1, dtype=np.int32)
+    index = to_device(levels, torch.int32, device)
     return EditTables(table, index, sites, building.keep)
 
 
@@ -158,14 +192,15 @@ def _entries(group: EditGroup) -> list[list[int]] | None:
     return [[entry[0], entry[1] + number * step, *entry[2:]] for number in range(bias.shape[0])]
 
 
-def _rows(group: EditGroup) -> SequenceOf[int]:
-    if isinstance(group.rows, slice):
-        return range(group.rows.start, group.rows.stop)
-    rows: list[int] = group.rows.tolist()
-    return rows
+def _numbers(rows: Tensor | slice) -> _Numbers:
+    """The rows of a group, `[num_edited]`."""
+    if isinstance(rows, slice):
+        return np.arange(rows.start, rows.stop, dtype=np.int32)
+    return rows.numpy().astype(np.int32)
 
 
-def _are_apart(numbered: SequenceOf[tuple[SequenceOf[int], range]]) -> bool:
-    """No row is edited twice."""
-    num_rows = sum(len(rows) for rows, _ in numbered)
-    return len({row for rows, _ in numbered for row in rows}) == num_rows
+def _count(counts: npt.NDArray[np.int64], rows: _Numbers) -> _Numbers:
+    """How often each of a group's rows was counted before; counts them once more."""
+    depths = counts[rows].astype(np.int32)
+    counts[rows] += 1
+    return depths

@@ -130,3 +130,17 @@ def test_plan_applies_a_sequence_sets_in_its_own_order(order: tuple[int, ...]) -
     chunks = [decoding(make_sequence(*(SETS[i] for i in order))), decoding(make_sequence(SETS[1], SETS[5]))]
     chunks.append(ScheduledChunk(make_sequence(*(SETS[i] for i in order)), 0, PROMPT_LENGTH))
     check(EditPlanner(CPU).plan(chunks), chunks)
+
+
+def test_layers_that_edit_the_same_rows_share_them() -> None:
+    """What a step lays out for its edits then depends on its rows, and not on rows times layers."""
+    one, other = (
+        FoldedSet(str(seed), tuple(folded(seed, positions="f1+l1", layer=layer).interventions[0] for layer in (0, 1)))
+        for seed in (20, 21)
+    )
+    chunks = [ScheduledChunk(make_sequence(each), 0, PROMPT_LENGTH) for each in (one, other, one)]
+    plan = EditPlanner(CPU, stacks_edits=False).plan(chunks)
+    first, second = (plan.groups[layer, "block_output"] for layer in (0, 1))
+    rows = [group.rows for group in first]
+    assert [each.tolist() for each in rows if isinstance(each, torch.Tensor)] == [[0, 4, 10, 14], [5, 9]]
+    assert all(group.rows is each for group, each in zip(second, rows, strict=True))

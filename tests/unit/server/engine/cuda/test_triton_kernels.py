@@ -144,6 +144,35 @@ def test_tiles_of_rows_that_share_an_edit(dtype: torch.dtype) -> None:
     assert torch.equal(rows[[38, 40]].view(torch.uint8), before[[38, 40]].view(torch.uint8))
 
 
+def test_sites_that_edit_the_same_rows_share_their_tiles() -> None:
+    edits = [low_rank(rank, 32, rank) for rank in (2, 20, 3, 4)]
+    many, few = slice(0, 33), torch.tensor([33, 36])
+    sites = {
+        (layer, "block_output"): [EditGroup(edits[2 * layer], many), EditGroup(edits[2 * layer + 1], few)]
+        for layer in (0, 1)
+    }
+    tables = build_edit_tables(sites, 37, DEVICE)
+    first, second = (tables.sites[site] for site in sites)
+    assert isinstance(first, TileEdits)
+    assert isinstance(second, TileEdits)
+    assert first.rows is second.rows
+    assert [one.entries.tolist() for one in (first, second)] == [[0, 0, 0, 1], [2, 2, 2, 3]]
+    assert [one.largest_rank for one in (first, second)] == [20, 4]
+
+
+def test_rows_with_two_edits_are_not_tiled() -> None:
+    """Programs of one launch would write the same row; the others go one level down, with their own entries."""
+    each = LowRankEdit(rand(2, 32), rand(3, 2, seed=3), rand(2, 32, seed=4))
+    groups = [EditGroup(low_rank(2, 32, 1), slice(0, 34)), EditGroup(each, torch.tensor([2, 33, 35]))]
+    tables = build_edit_tables(
+        {SITE: [EditGroup(low_rank(3, 32, 2), slice(0, 1))], (9, "block_output"): groups}, 36, DEVICE
+    )
+    assert tables.sites[9, "block_output"] == RowEdits(1, 2)
+    index = tables.index.tolist()
+    assert index[1] == [1] * 34 + [-1, 4]
+    assert index[2] == [-1, -1, 2] + [-1] * 30 + [3, -1, -1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_silu_mul(dtype: torch.dtype) -> None:
     gate_up = rand(3, 2 * 40, dtype=dtype)
