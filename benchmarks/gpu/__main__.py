@@ -8,9 +8,10 @@ Ceiling: copy bandwidth and the bf16 matrix product rate, measured first.
     python -m benchmarks.gpu             on a GPU, under 8 minutes; appends to benchmarks/results/gpu.jsonl
     python -m benchmarks.gpu --dry-run   the same steps with a tiny model in Triton's interpreter: figures mean nothing
 
-Exactness comes first: figures of a path that is not exact are kept apart, in `gpu-inexact.jsonl`. A section that
-fails or takes too long is reported so, and the others are taken all the same. What was found so far is kept after each
-section: the next run appends what is left of one that was killed. Figures beside their targets come last.
+Exactness comes first: figures of a path that is not exact are kept apart, in `gpu-inexact.jsonl`, as are those of some
+sections by themselves (`--only`), in `gpu-partial.jsonl`. A section that fails or takes too long is reported so, and
+the others are taken all the same. What was found so far is kept after each section: the next run appends what is left
+of one that was killed. Figures beside their targets come last.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
     from benchmarks.gpu.products import products
     from benchmarks.gpu.serving import Serving
 
-    recorder = _Recorder(plan, folder)
+    recorder = _Recorder(plan, folder, only)
     recorder.run("ceilings", 20, partial(checks.ceilings, plan))
     recorder.run("exactness", 120, partial(checks.exactness, plan))
     serving: list[Serving] = []
@@ -91,11 +91,13 @@ def run(plan: Plan, folder: Path | None = None, only: frozenset[str] = frozenset
 class _Recorder:
     """Runs sections one by one, and keeps what they find."""
 
-    def __init__(self, plan: Plan, folder: Path | None) -> None:
+    def __init__(self, plan: Plan, folder: Path | None, only: frozenset[str] = frozenset()) -> None:
         self._plan = plan
         self._folder = folder
         self._started = time.perf_counter()
         self.result: dict[str, Any] = {"machine": describe(), "device": _device_name(plan), "seconds": {}}
+        if only:
+            self.result["only_sections"] = sorted(only)
 
     def run(self, name: str, budget_s: float, section: Section) -> bool:
         """Whether the section came to its end; what it found is in the result in any case."""
@@ -132,12 +134,14 @@ class _Recorder:
 def finish(folder: Path) -> None:
     """Append what a run has found to `gpu.jsonl`, also of one that was ended from outside.
 
-    Figures of a path that is not exact go to `gpu-inexact.jsonl`: they say where to look, and nobody quotes them.
+    Figures of a path that is not exact go to `gpu-inexact.jsonl`: they say where to look, and nobody quotes them. Some
+    sections by themselves go to `gpu-partial.jsonl`, or they would stand where all figures are read.
     """
     path = folder / UNFINISHED
     if path.exists():
         result = json.loads(path.read_text(encoding="utf-8"))
-        write_result("gpu" if is_exact(result) else "gpu-inexact", result, folder)
+        name = "gpu-partial" if "only_sections" in result else "gpu"
+        write_result(name if is_exact(result) else "gpu-inexact", result, folder)
         path.unlink()
 
 

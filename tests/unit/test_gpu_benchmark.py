@@ -102,8 +102,8 @@ def test_check_of_answers_tells_an_engine_of_other_weights() -> None:
     assert asyncio.run(num_wrong_answers(plan, make_engine(1.0), make_engine(2.0))) > 0
 
 
-def make_recorder(folder: Path | None) -> Any:
-    return running._Recorder(dry_plan(), folder)
+def make_recorder(folder: Path | None, only: frozenset[str] = frozenset()) -> Any:
+    return running._Recorder(dry_plan(), folder, only)
 
 
 def test_section_that_takes_too_long_is_cut_and_keeps_what_it_had() -> None:
@@ -174,6 +174,15 @@ def test_figures_of_a_path_that_is_not_exact_are_kept_apart(tmp_path: Path) -> N
     finish(tmp_path)
     assert read_result("gpu-inexact", tmp_path)["decode"] == {"figure": 1}
     assert not (tmp_path / "gpu.jsonl").exists()
+
+
+def test_some_sections_by_themselves_do_not_replace_a_whole_run(tmp_path: Path) -> None:
+    for only in (frozenset[str](), frozenset({"prefill"})):
+        recorder = make_recorder(tmp_path, only)
+        recorder.run("exactness", 10, lambda found: found.update(base=1e-6))
+        finish(tmp_path)
+    assert "only_sections" not in read_result("gpu", tmp_path)
+    assert read_result("gpu-partial", tmp_path)["only_sections"] == ["prefill"]
 
 
 def test_inexact_logits_are_told_by_chunk_and_beside_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
