@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ async def run(
 
 @pytest.mark.parametrize("path", PATHS)
 def test_settings_in_a_batch_are_transformers_alone(
-    path: str, tiny_model: Any, make_set: Any, start_engine: Any
+    path: str, tiny_model: Any, make_set: Any, start_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second tenant comes later and takes places from the first one, whose rows are computed again."""
     model = tiny_model("llama")
@@ -45,13 +46,26 @@ def test_settings_in_a_batch_are_transformers_alone(
     engine = start_engine(model, model_path=path, max_num_batched_tokens=16, max_num_seqs=5)
     cases = [(prompt(5 + 3 * i, i), edits[i], *settings) for i in range(2) for settings in SETTINGS]
 
+    forward, has_tokens, has_both = engine._model.forward, threading.Event(), threading.Event()
+
+    def held_forward(batch: Any) -> Any:
+        """With 20 tokens generated, the step waits until the second tenant's requests have been submitted."""
+        if engine.stats().num_generated_tokens >= 20:
+            has_tokens.set()
+            assert has_both.wait(60)
+        return forward(batch)
+
     async def together() -> list[list[int]]:
         tasks = []
         for index, (tokens, sets, ours, _) in enumerate(cases):
-            while index == len(SETTINGS) and engine.stats().num_generated_tokens < 20:
-                await asyncio.sleep(0)
+            if index == len(SETTINGS):
+                assert await asyncio.to_thread(has_tokens.wait, 60)
             tasks.append(asyncio.create_task(run(engine, tokens, sets, f"tenant {index // len(SETTINGS)}", **ours)))
+        await asyncio.sleep(0)  # each task has submitted its request
+        has_both.set()
         return await asyncio.gather(*tasks)
+
+    monkeypatch.setattr(engine._model, "forward", held_forward)
 
     for (tokens, sets, ours, theirs), got in zip(cases, asyncio.run(together()), strict=True):
         with torch.inference_mode(), attach(model, [(one, 1.0) for one in sets]):
