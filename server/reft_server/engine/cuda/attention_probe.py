@@ -12,6 +12,7 @@ from reft_server.engine.kv_memory import BLOCK_SIZE
 
 from .attention import Attention, AttentionUnavailableError, Varlen
 from .attention_launch import Pages, prefill_block, prefill_tiles
+from .launch import first_line
 
 _SEQUENCES = ((1, 700), (1, 5), (20, 50), (7, 7))
 """Queries and keys: two that decode, one of them long enough to be split; a later and a first chunk of a prompt."""
@@ -40,7 +41,7 @@ def check_attention(attention: Attention, shape: AttentionShape, dtype: torch.dt
         try:
             found = attention.attend(probe.varlen, probe.query, probe.pages, window).float()
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # what such libraries refuse with
-            raise AttentionUnavailableError(str(error).splitlines()[0]) from error
+            raise AttentionUnavailableError(first_line(error)) from error
         difference = float((found - expected).abs().max() / (expected.max() - expected.min()))
         if not difference <= _TOLERANCE:  # NaN fails too
             raise AttentionUnavailableError(f"values differ from plain torch's by {difference:.1e} of their spread")

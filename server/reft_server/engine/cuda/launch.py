@@ -27,8 +27,12 @@ def check_launch(device: torch.device) -> None:
     try:
         silu_mul(torch.zeros(1, 2, device=device))
     except Exception as error:  # a compiler, an assembler, a driver: each fails with types of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise KernelsUnavailableError(f"Triton does not run on {device}: {reason}") from error
+        raise KernelsUnavailableError(f"Triton does not run on {device}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What a log line says of an error; compilers and drivers write pages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_interpreted() -> bool:

@@ -18,6 +18,7 @@ from reft_server.engine.linear import Linear, make_linear
 
 from .attention_launch import dot_dtype
 from .graph_capture import Capture, smallest_size
+from .launch import first_line
 from .product_kernel import few_rows_kernel
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,10 @@ class _Product:
     choice: Choice  # of its shape
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        tile = self.choice.get(hidden.shape[0])
+        return self.multiply(hidden, self.choice.get(hidden.shape[0]))
+
+    def multiply(self, hidden: Tensor, tile: Tile | None) -> Tensor:
+        """By cuBLAS (None), or by our kernel."""
         if tile is None:
             return F.linear(hidden, self.weight, self.bias)
         return few_rows(hidden, self.weight, self.bias, tile)
@@ -163,14 +167,13 @@ def _usable(product: _Product, tiles: Sequence[Tile]) -> Iterator[Tile]:
     """Tiles that this device's compiler takes, and that multiply right."""
     weight = product.weight
     hidden = torch.randn(MAX_ROWS, weight.shape[1], device=weight.device).to(weight.dtype)
-    theirs = F.linear(hidden, weight, product.bias)  # kept: a kernel that writes nothing must not find it in its memory
+    theirs = product.multiply(hidden, None)  # kept: a kernel that writes nothing must not find it in its memory
     expected = theirs.float()
     for tile in tiles:
         try:
-            found = few_rows(hidden, weight, product.bias, tile).float()
+            found = product.multiply(hidden, tile).float()
         except Exception as error:  # noqa: BLE001 - a compiler, an assembler, a driver: each fails with types of its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            logger.warning("product unavailable tile=%s reason=%s", tile, reason)
+            logger.warning("product unavailable tile=%s reason=%s", tile, first_line(error))
             continue
         difference = float((found - expected).abs().max() / (expected.max() - expected.min()))
         if difference <= _TOLERANCE:  # NaN is not
@@ -186,10 +189,7 @@ def _time(products: Sequence[_Product], num_rows: int, tiles: Sequence[Tile], ti
 
     def run_all(tile: Tile | None) -> Tensor:
         for one in products:
-            if tile is None:
-                out = F.linear(hidden, one.weight, one.bias)
-            else:
-                out = few_rows(hidden, one.weight, one.bias, tile)
+            out = one.multiply(hidden, tile)
         return out
 
     candidates = (None, *tiles)

@@ -109,8 +109,8 @@ class StaticInputs:
                 self._known_tables[row, : len(slot.pages)] = slot.pages
         self._in_tables[: len(slots)] = in_tables
         width = max(num_pages for _, num_pages in in_tables)
-        tables = np.ascontiguousarray(self._known_tables[: len(slots), :width])  # else the copy would wait
-        self._copy(torch.from_numpy(tables), self._tables[: len(slots), :width])
+        tables = to_host(self._known_tables[: len(slots), :width], torch.int32, self._device)
+        self._tables[: len(slots), :width].copy_(tables, non_blocking=True)
 
     def fill_edits(self, size: int, tables: EditTables) -> None:
         """A decode step's edits: tables on the host, with at most one edit of a row behind each layer."""

@@ -210,6 +210,14 @@ def test_probe_finds_what_does_not_work(attend: Callable[..., Tensor], message: 
         check_attention(_Broken(attend), SHAPE, torch.float32, CPU)
 
 
+def test_probe_names_what_fails_without_a_message() -> None:
+    def refuse(*_: Any) -> Tensor:
+        raise AssertionError  # as a bare `assert` does
+
+    with pytest.raises(AttentionUnavailableError, match="AssertionError"):
+        check_attention(_Broken(refuse), SHAPE, torch.float32, CPU)
+
+
 def test_auto_takes_our_own_where_nothing_else_works(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert choose_attention("auto", SHAPE, torch.float32, CPU).name == "triton"
